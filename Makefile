@@ -1,0 +1,48 @@
+# Everything installs into .venv from requirements.lock; `make` alone lists what there is.
+SHELL := /bin/sh
+BIN := .venv/bin
+STAMP := .venv/.installed
+WORKERS ?= 2
+# one thread for each process: the small models here gain nothing from more, and tests run side by side
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test torture figures export clean-notebooks readme lock hooks
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
+
+install: $(STAMP) ## install everything into .venv (Python 3.11 or 3.12; costs nothing when it is there)
+
+$(STAMP): requirements.lock settings.ini setup.py tools/install.py
+	@python=$$(for p in python3.11 python3.12 python3 python; do \
+	    if $$p -c 'import sys; sys.exit(sys.version_info < (3, 8))' >/dev/null 2>&1; then echo $$p; break; fi; done); \
+	if [ -z "$$python" ]; then echo "No Python 3 was found. Install Python 3.11 or 3.12 (Debian 12, Ubuntu 24.04: apt-get install python3 python3-venv)."; exit 1; fi; \
+	$$python tools/install.py
+
+demo: $(STAMP) ## the whole recipe on the synthetic corpus: baseline, distilled student, beam, comparison, figures
+	$(BIN)/self-distill demo
+
+test: $(STAMP) ## all tests, every notebook's included (WORKERS=2 at a time)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+torture: $(STAMP) ## the long tests too: runs killed and resumed many times
+	$(BIN)/python -m pytest -m torture
+
+figures: $(STAMP) ## draw every figure and table again from results/, without training
+	$(BIN)/self-distill figures
+
+export: $(STAMP) ## write self_distill/ from the notebooks
+	$(BIN)/nbdev_export
+
+clean-notebooks: $(STAMP) ## strip from the notebooks what git should not see
+	$(BIN)/nbdev_clean
+
+readme: $(STAMP) ## run nbs/index.ipynb and write README.md from it
+	$(BIN)/python tools/readme.py
+
+lock: $(STAMP) ## resolve settings.ini's requirements anew into requirements.lock
+	$(BIN)/python tools/lock.py --upgrade
+
+hooks: $(STAMP) ## clean notebooks on save and merge them by cell (install has done it already)
+	$(BIN)/python tools/install.py --hooks

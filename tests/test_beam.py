@@ -1,0 +1,157 @@
+"""What the page of 16_beam cannot show: properties over many inputs, both engines, processes that live, die and are cleaned up"""
+import itertools, math, os, signal
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+pytest.importorskip('kenlm')
+from self_distill.beam import BeamDecoder, build_engine, decoder_labels, example_log_probs, kept_frames
+from self_distill.language_model import estimate_arpa
+from self_distill.text import Tokenizer
+
+ENGINES = ['pyctcdecode', 'ctc-beam-decoder']
+LETTERS = Tokenizer.english()
+TEXTS = ['go to the ball', 'all is well', 'tell the bee', 'see the moon', 'the ball is well']
+
+@pytest.fixture(autouse=True)
+def engine_installed(request):
+    if 'engine' in request.fixturenames and request.getfixturevalue('engine') == 'ctc-beam-decoder': pytest.importorskip('ctc_beam_decoder')
+
+@pytest.fixture(scope='module')
+def arpa(tmp_path_factory): return estimate_arpa(TEXTS * 3, 3, tmp_path_factory.mktemp('lm')/'m.arpa')
+
+@pytest.fixture(scope='module')
+def log_probs():
+    draw = np.random.default_rng(0)
+    return [example_log_probs(TEXTS[i % len(TEXTS)], LETTERS, draw, doubt=1.5) for i in range(60)]
+
+def peaky(seed, frames, tokens, blanks):
+    "Random log-probabilities, with runs of confident blanks and of sure tokens"
+    draw = np.random.default_rng(seed)
+    x = draw.normal(size=(frames, tokens)) * 2
+    x[draw.random(frames) < blanks, 0] += 14
+    for t in np.flatnonzero(draw.random(frames) < 0.3): x[t, draw.integers(1, tokens)] += 9
+    return (x - np.log(np.exp(x).sum(1, keepdims=True))).astype(np.float32)
+
+def details(hypotheses): return [(h.text, [(w.word, w.start, w.end, round(w.confidence, 3)) for w in h.words]) for h in hypotheses]
+
+@pytest.mark.parametrize('engine', ENGINES)
+@pytest.mark.parametrize('with_model', [False, True])
+def test_skipping_changes_nothing(engine, with_model, arpa):
+    model = arpa if with_model else None
+    all_frames, skipping = (BeamDecoder(LETTERS, model, blank_threshold=t, engine=engine) for t in (1, None))
+    for seed in range(40):
+        x = peaky(seed, 60, 29, blanks=0.6)
+        assert len(skipping.prepare(x).frames) < len(x)
+        one, other = all_frames.nbest(x), skipping.nbest(x)
+        assert details(one) == details(other)
+        assert [(h.score, h.acoustic) for h in one] == [pytest.approx((h.score, h.acoustic), abs=5e-3) for h in other]
+        assert all_frames.decode(x) == skipping.decode(x)
+
+def test_engines_agree(arpa, log_probs):
+    pytest.importorskip('ctc_beam_decoder')
+    for alpha, beta, width in [(0.9, 1.5, 10), (0.3, -1.0, 3), (1.5, 4.0, 40)]:
+        one, other = ([details(h) for h in BeamDecoder(LETTERS, arpa, alpha, beta, width, engine=e).nbest_batch(log_probs)] for e in ENGINES)
+        assert one == other
+
+@pytest.mark.parametrize('engine', ENGINES)
+def test_plain_pyctcdecode_is_reproduced(engine, arpa, log_probs):
+    plain = build_engine('pyctcdecode', decoder_labels(LETTERS), str(arpa), sorted({w for t in TEXTS for w in t.split()}), 0.9, 1.5, -10.0)
+    assert BeamDecoder(LETTERS, arpa, engine=engine).decode_batch(log_probs) == [plain.decode(x, beam_width=10) for x in log_probs]
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 5), st.sampled_from(ENGINES), st.sampled_from(['character', 'word']))
+def test_brute_force(seed, frames, engine, kind):
+    if engine == 'ctc-beam-decoder': pytest.importorskip('ctc_beam_decoder')
+    tokens = (' ', 'a', 'b') if kind == 'character' else ('rain', 'Sun', '雨')
+    tokenizer = Tokenizer(kind, ('<blank>', *tokens))
+    x = np.log(np.random.default_rng(seed).dirichlet(np.ones(4), size=frames)).astype(np.float32)
+    truth = defaultdict(float)
+    for path in itertools.product(range(4), repeat=frames):
+        labels = [label for label, _ in itertools.groupby(path) if label]
+        text = ('' if kind == 'character' else ' ').join(tokens[label - 1] for label in labels)
+        truth[' '.join(text.split())] += math.exp(sum(x[t, label] for t, label in enumerate(path)))
+    decoder = BeamDecoder(tokenizer, beam_width=10**5, beam_prune=-1e9, token_min=-1e9, blank_threshold=1, engine=engine)
+    found = {h.text: h.score for h in decoder.nbest(x, n=10**5)}
+    assert set(found) == set(truth)
+    for text, p in truth.items(): assert found[text] == pytest.approx(math.log(p), abs=1e-4)
+
+@pytest.mark.parametrize('engine', ENGINES)
+@pytest.mark.parametrize('text', ['ball', 'a  a', "it's all"])
+def test_double_letters_and_times(engine, text):
+    text = ' '.join(text.split())
+    draw = np.random.default_rng(4)
+    x = example_log_probs(text, LETTERS, draw, doubt=20, silence=6)
+    hypothesis = BeamDecoder(LETTERS, engine=engine).nbest(x)[0]
+    assert hypothesis.text == text
+    peaks = np.flatnonzero(x.argmax(1) > 1) # letters, without spaces
+    first, words = 0, text.split()
+    for word, timed in zip(words, hypothesis.words):
+        last = first + len(word) - 1
+        assert (timed.word, timed.start, timed.end) == (word, pytest.approx(peaks[first] * 0.04), pytest.approx((peaks[last] + 1) * 0.04))
+        first = last + 1
+
+@pytest.mark.parametrize('text', ['привет мир', 'שלום עולם', 'مرحبا بالعالم', '今日 雨', 'naïve café', 'a_b|c d'])
+@pytest.mark.parametrize('engine', ENGINES)
+def test_any_alphabet(engine, text, tmp_path):
+    tokenizer = Tokenizer.from_texts([text], 'character')
+    x = example_log_probs(text, tokenizer, np.random.default_rng(0), doubt=20)
+    arpa = estimate_arpa([text], 2, tmp_path/'m.arpa')
+    assert BeamDecoder(tokenizer, engine=engine).decode(x) == BeamDecoder(tokenizer, arpa, engine=engine).decode(x) == text
+
+@pytest.mark.parametrize('engine', ENGINES)
+def test_word_tokens_repeat_and_keep_their_times(engine, tmp_path):
+    glosses = ['loc-REGEN', 'poss-BEREICH', '__ON__', 'IX', '##x', '<noise>', '[pause]']
+    tokenizer = Tokenizer('word', ('<blank>', *glosses))
+    text = 'IX IX loc-REGEN __ON__ ##x <noise> [pause] poss-BEREICH IX'
+    x = example_log_probs(text, tokenizer, np.random.default_rng(0), doubt=20)
+    arpa = estimate_arpa([text, 'IX loc-REGEN'], 2, tmp_path/'m.arpa')
+    for model in (None, arpa):
+        best = BeamDecoder(tokenizer, model, engine=engine).nbest(x)[0]
+        assert best.text == text
+        peaks = np.flatnonzero(x.argmax(1))
+        assert [w.start for w in best.words] == pytest.approx(list(peaks * 0.04))
+
+def test_confidence_is_a_share(arpa, log_probs):
+    for hypotheses in BeamDecoder(LETTERS, arpa, alpha=0.2, beam_width=50).nbest_batch(log_probs, n=50):
+        assert [h.score for h in hypotheses] == sorted((h.score for h in hypotheses), reverse=True)
+        assert all(0 < w.confidence <= 1 for h in hypotheses for w in h.words)
+        assert all(h.score == pytest.approx(h.acoustic + h.language) for h in hypotheses)
+
+@pytest.mark.parametrize('engine', ENGINES)
+def test_pool_is_made_once_retuned_and_closed(engine, arpa, log_probs):
+    single = BeamDecoder(LETTERS, arpa, engine=engine)
+    with BeamDecoder(LETTERS, arpa, workers=2, engine=engine) as decoder:
+        assert decoder._pool is None
+        decoder.decode_batch(log_probs)
+        workers = set(decoder._pool._processes)
+        for alpha, beta, width in [(0.9, 1.5, 10), (0.0, -3.0, 3), (2.0, 6.0, 10), (0.9, 1.5, 10)]:
+            arguments = dict(alpha=alpha, beta=beta, beam_width=width)
+            assert decoder.decode_batch(log_probs, **arguments) == single.decode_batch(log_probs, **arguments)
+            assert set(decoder._pool._processes) == workers
+        assert details(decoder.nbest_batch(log_probs)[7]) == details(single.nbest(log_probs[7]))
+    for process in workers:
+        with pytest.raises(ProcessLookupError): os.kill(process, 0)
+    assert decoder.decode_batch(log_probs[:3]) == single.decode_batch(log_probs[:3])
+    decoder.close()
+
+@pytest.mark.timeout(60)
+def test_a_killed_worker_is_an_error_and_not_a_wait(arpa, log_probs):
+    with BeamDecoder(LETTERS, arpa, workers=2) as decoder:
+        expected = decoder.decode_batch(log_probs)
+        os.kill(next(iter(decoder._pool._processes)), signal.SIGKILL)
+        with pytest.raises(RuntimeError, match='fewer workers'):
+            for _ in range(20): decoder.decode_batch(log_probs * 3)
+        assert decoder.decode_batch(log_probs) == expected # a new pool
+
+def test_lower_threshold_skips_more(log_probs):
+    counts = [sum(len(kept_frames(x, t)) for x in log_probs) for t in (1, 0.9933, 0.9, 0.5)]
+    assert counts == sorted(counts, reverse=True) and counts[0] == sum(map(len, log_probs))
+
+def test_binary_model_needs_words(tmp_path, arpa):
+    binary = tmp_path/'m.bin'
+    binary.write_bytes(b'mmap lm http://kheafield.com/code format version 5\n\0')
+    with pytest.raises(ValueError, match='unigrams='): BeamDecoder(LETTERS, binary)
+    with pytest.raises(ValueError, match='m.bin'): BeamDecoder(LETTERS, binary, unigrams=['go'])

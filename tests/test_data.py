@@ -1,0 +1,140 @@
+"""Corpora on real recordings, and what a notebook page cannot show: other processes, other workers, damaged caches."""
+import multiprocessing, pickle
+from pathlib import Path
+
+import numpy as np, pandas as pd, pytest, soundfile, torch
+from torch.utils.data import DataLoader
+
+from self_distill.batches import UtteranceDataset, collate, epoch_batches, frames_needed, output_frames, too_short
+from self_distill.config import AugmentConfig, DataConfig, FeatureConfig, TextConfig
+from self_distill.corpora import SPLITS, load_corpus
+from self_distill.demo import demo_corpus
+from self_distill.text import Tokenizer, normalize_text
+
+DATA = Path(__file__).resolve().parents[2]/'shared/data'
+AN4, PROMPTS = DATA/'an4', DATA/'prompts/manifest.csv'
+needs_an4 = pytest.mark.skipif(not AN4.is_dir(), reason='AN4 is not at ../shared/data/an4')
+needs_prompts = pytest.mark.skipif(not PROMPTS.is_file(), reason='the telephone prompts are not at ../shared/data/prompts')
+MFCC = FeatureConfig(kind='mfcc')
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory): return str(tmp_path_factory.mktemp('cache'))
+
+def load_an4(cache, **changes): return load_corpus(DataConfig(corpus='an4', path=str(AN4), cache=cache, **changes), TextConfig(), MFCC)
+
+@pytest.fixture(scope='module')
+def an4(cache): return load_an4(cache)
+
+@pytest.fixture(scope='module')
+def demo(cache): return load_corpus(DataConfig(utterances=32, cache=cache), TextConfig(), FeatureConfig())
+
+@needs_an4
+def test_an4_official(an4):
+    summary = an4.summary()
+    assert summary.utterances.to_dict() == dict(train=831, dev=117, test=130)
+    assert summary.speakers.to_dict() == dict(train=65, dev=9, test=10)
+    assert summary.words['test'] == 773 and an4.skipped == []
+    assert (an4.input_size, an4.frequency_axis, len(an4.tokenizer)) == (39, False, 29)
+    speakers = [set(an4.rows(s).speaker) for s in SPLITS]
+    assert not speakers[0] & speakers[1] and not speakers[0] & speakers[2] and not speakers[1] & speakers[2]
+
+@needs_an4
+def test_an4_folds_test_every_speaker_once(cache, an4):
+    tested, words = [], 0
+    for fold in range(5):
+        corpus = load_an4(cache, protocol='folds', fold=fold)
+        speakers = {s: set(corpus.rows(s).speaker) for s in SPLITS}
+        assert len(set.union(*speakers.values())) == sum(map(len, speakers.values())) == 84
+        tested += speakers['test']
+        words += corpus.summary().words['test']
+    assert sorted(tested) == sorted(set(an4.manifest.speaker)) and words == 6215
+
+@needs_an4
+def test_an4_has_room_for_its_labels(an4):
+    labels = [an4.tokenizer.encode(t) for t in an4.manifest.text]
+    assert too_short(an4.manifest.frames, labels) == []
+    assert min(output_frames(T) - frames_needed(l) for T, l in zip(an4.manifest.frames, labels)) == 10 # the tightest: 43 frames for 33
+
+@needs_an4
+def test_an4_round_trip(an4):
+    for text in an4.manifest.text:
+        assert normalize_text(text) == text and an4.tokenizer.decode(an4.tokenizer.encode(text)) == text
+
+@needs_prompts
+def test_prompts_load_as_a_plain_manifest(cache):
+    with pytest.warns(UserWarning, match='fewer than eight speakers'):
+        corpus = load_corpus(DataConfig(corpus='manifest', path=str(PROMPTS), cache=cache), TextConfig(), FeatureConfig(sample_rate=8000))
+    assert corpus.summary().utterances.to_dict() == dict(train=415, dev=69, test=69)
+    assert 20 < corpus.manifest.duration.sum()/60 < 28
+    assert set(''.join(corpus.manifest.text)) <= set(" 'abcdefghijklmnopqrstuvwxyz")
+    train = UtteranceDataset(corpus, 'train', corpus.tokenizer, FeatureConfig(sample_rate=8000))
+    assert [i for i, _ in train.skipped] == ['audio/confbridge-join', 'audio/confbridge-leave', 'audio/spy-iax2'] # beeps, whose text is not spoken
+
+def test_demo_is_the_same_in_another_process(tmp_path):
+    one, two = (demo_corpus(tmp_path/name, utterances=24, seed=3) for name in 'ab')
+    assert one.drop(columns='path').equals(two.drop(columns='path'))
+    for a, b in zip(one.path, two.path): assert Path(a).read_bytes() == Path(b).read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] and all(len(list((tmp_path/n).iterdir())) == 1 for n in 'ab')
+
+def test_demo_voices_are_unheard(demo):
+    tracts = [set(demo.rows(s).speaker.str.split('+').str[1]) for s in SPLITS]
+    assert not tracts[0] & tracts[1] and not tracts[0] & tracts[2] and not tracts[1] & tracts[2]
+    assert demo.manifest.text.is_unique
+
+def _read_all(cache): return [c.numpy() for c in map(cache, pd.DataFrame(dict(path=cache_paths)).itertuples())]
+
+def test_many_processes_fill_one_cache(demo, tmp_path):
+    global cache_paths
+    cache_paths = list(demo.manifest.path[:8])
+    reader = type(demo.read)(tmp_path/'shared', demo.read.settings)
+    with multiprocessing.get_context('fork').Pool(4) as pool: results = pool.map(_read_all, [reader]*4)
+    expected = [demo.read(row).numpy() for row in demo.manifest[:8].itertuples()]
+    for result in results: assert all(np.array_equal(a, b) for a, b in zip(result, expected))
+    assert len(list((tmp_path/'shared').rglob('*.npy'))) == 8 and not list((tmp_path/'shared').rglob('*.part'))
+
+def test_cached_features_are_the_computed_ones(demo):
+    from self_distill.corpora import compute_features
+    for row in demo.manifest[:4].itertuples(): assert torch.equal(demo.read(row), compute_features(row.path, demo.read.settings))
+
+def _epoch(dataset, epoch, workers):
+    dataset.set_epoch(epoch)
+    batches = epoch_batches(dataset.lengths, 4, 0, epoch)
+    return list(DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers, multiprocessing_context='fork' if workers else None))
+
+def test_any_number_of_workers_gives_the_same(demo):
+    settings = AugmentConfig(noise=0.1, stretch=0.1)
+    dataset = pickle.loads(pickle.dumps(UtteranceDataset(demo, 'train', demo.tokenizer, FeatureConfig(), settings, seed=1)))
+    alone = _epoch(dataset, 2, 0)
+    for workers in (1, 3):
+        for a, b in zip(alone, _epoch(dataset, 2, workers), strict=True):
+            assert a.ids == b.ids and torch.equal(a.features, b.features) and torch.equal(a.clean, b.clean) and torch.equal(a.labels, b.labels)
+    other = {i: f for b in _epoch(dataset, 3, 0) for i, f in zip(b.ids, b.features)}
+    assert any(not torch.equal(f[:20], other[i][:20]) for b in alone for i, f in zip(b.ids, b.features))
+
+def test_corpus_statistics_normalise_the_training_split(demo):
+    statistics = demo.statistics()
+    settings = FeatureConfig(normalization='corpus')
+    train = UtteranceDataset(demo, 'train', demo.tokenizer, settings, statistics=statistics)
+    frames = torch.cat([train[i].clean for i in range(len(train))])
+    assert frames.mean(0).abs().max() < 1e-3 and (frames.std(0) - 1).abs().max() < 1e-2
+
+@pytest.mark.parametrize('text, language', [('θάλασσα και ήλιος', 'el'), ('ılık süt iç', 'tr'), ('नमस्ते दुनिया', 'hi'), ('съешь же ещё', 'ru'), ('你好 世界', 'zh'), ('שלום עולם', 'he')])
+def test_any_alphabet_round_trips(text, language):
+    assert normalize_text(text, language=language) == text
+    tokenizer = Tokenizer.from_texts([text])
+    assert Tokenizer.from_dict(tokenizer.to_dict()).decode(tokenizer.encode(text)) == text
+
+@pytest.mark.parametrize('damage, reason', [
+    (lambda p: p.write_bytes(b'RIFF'), 'not readable as audio'), (lambda p: p.unlink(), 'no such'),
+    (lambda p: soundfile.write(p, np.zeros(0), 16000, format='WAV'), 'empty'), (lambda p: soundfile.write(p, np.zeros(100), 16000, format='FLAC'), 'shorter than one window')])
+def test_a_bad_recording_stops_or_is_listed(tmp_path, damage, reason):
+    rows = []
+    for n, split in enumerate(['train', 'train', 'dev', 'test']):
+        soundfile.write(tmp_path/f'u{n}.flac', 0.1*np.random.default_rng(n).normal(size=8000), 16000)
+        rows.append((f'u{n}.flac', 'yes', split))
+    pd.DataFrame(rows, columns=['path', 'text', 'split']).to_csv(tmp_path/'m.csv', index=False)
+    damage(tmp_path/'u1.flac')
+    def load(on_error): return load_corpus(DataConfig(corpus='manifest', path=str(tmp_path/'m.csv'), cache=str(tmp_path/'c'), on_error=on_error), TextConfig(), FeatureConfig())
+    with pytest.raises(ValueError, match=f"(?s)utterance 'u1'.*u1.flac.*{reason}"): load('raise')
+    corpus = load('skip')
+    assert len(corpus.manifest) == 3 and [i for i, _ in corpus.skipped] == ['u1']

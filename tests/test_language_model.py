@@ -1,0 +1,89 @@
+"""What the page of 15_language_model cannot show: real text, any alphabet, properties over many texts, interrupted writing"""
+import gzip, math, os, random, re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings, strategies as st
+
+kenlm = pytest.importorskip('kenlm')
+from self_distill.language_model import (check_spelling, count_ngrams, estimate_arpa, load_language_model, out_of_vocabulary_rate, perplexity,
+                                         read_unigrams, sentence_overlap, train_language_model)
+from self_distill.text import Tokenizer
+
+AN4 = Path(__file__).resolve().parents[2]/'shared'/'data'/'an4'/'etc'
+
+def total_after(model, words, history):
+    "The sum of P(w | history) over the whole vocabulary, by KenLM"
+    state = kenlm.State()
+    if history[:1] == ['<s>']: model.BeginSentenceWrite(state)
+    else: model.NullContextWrite(state)
+    for word in history[history[:1] == ['<s>']:]:
+        following = kenlm.State()
+        model.BaseScore(state, word, following)
+        state = following
+    return sum(10 ** model.BaseScore(state, w, kenlm.State()) for w in [*words, '</s>', '<unk>'])
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(st.sampled_from(['a', 'b', 'c', 'dé', 'ж']), max_size=6).map(' '.join), min_size=1, max_size=12).filter(lambda s: any(s)), st.integers(1, 4))
+def test_every_context_sums_to_one(tmp_path_factory, sentences, order):
+    arpa = estimate_arpa(sentences, order, tmp_path_factory.mktemp('lm')/'m.arpa')
+    model, words = load_language_model(arpa), read_unigrams(arpa)
+    assert set(words) == {w for s in sentences for w in s.split()}
+    histories = [[], ['<s>'], ['new'], *([*s.split()[:i]] for s in sentences for i in range(1, 4)), *(['<s>', *s.split()[:2]] for s in sentences)]
+    for history in histories: assert total_after(model, words, history) == pytest.approx(1, abs=2e-6), history
+
+@pytest.mark.parametrize('order', [2, 3])
+def test_seen_ngrams_keep_probability_where_nothing_occurs_twice(tmp_path, order):
+    model = load_language_model(estimate_arpa(['a b c', 'd e f'], order, tmp_path/'m.arpa'))
+    assert perplexity(model, ['a b c']) < perplexity(model, ['a c b'])
+
+@pytest.mark.parametrize('sentences', [['привет мир', 'мир дому'], ['שלום עולם'], ['مرحبا بالعالم'], ['cafe\u0301 noir', 'café au lait'], ['今日 は 雨'], ['no\u00a0break space']])
+def test_any_script_survives(tmp_path, sentences):
+    arpa = estimate_arpa(sentences, 2, tmp_path/'m.arpa')
+    assert set(read_unigrams(arpa)) == {w for s in sentences for w in s.split()}
+    assert out_of_vocabulary_rate(load_language_model(arpa), sentences) == 0
+
+def test_same_text_same_bytes(tmp_path):
+    texts = [' '.join(random.Random(i).choices('abcdef', k=5)) for i in range(50)]
+    one, two = (estimate_arpa(texts, 3, tmp_path/n).read_bytes() for n in ('1.arpa', '2.arpa'))
+    assert one == two
+
+def test_interrupted_writing_keeps_the_old_file(tmp_path, monkeypatch):
+    arpa = estimate_arpa(['a b'], 2, tmp_path/'m.arpa')
+    before = arpa.read_bytes()
+    def killed(*_): raise KeyboardInterrupt
+    monkeypatch.setattr(os, 'replace', killed)
+    with pytest.raises(KeyboardInterrupt): estimate_arpa(['c d e'], 2, arpa)
+    assert arpa.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ['m.arpa']
+
+def test_dev_and_test_never_enter(tmp_path):
+    manifest = pd.DataFrame({'text': ['a b', 'secret dev', 'secret test'], 'split': ['train', 'dev', 'test']})
+    summary = train_language_model(manifest, tmp_path/'m.arpa', order=2)
+    assert set(read_unigrams(tmp_path/'m.arpa')) == {'a', 'b'}
+    assert summary['dev']['out_of_vocabulary'] == 100 and summary['test']['sentences_in_training'] == 0
+
+def test_gzipped_extra_text(tmp_path):
+    with gzip.open(tmp_path/'x.txt.gz', 'wt', encoding='utf-8') as f: f.write('ça va\n')
+    manifest = pd.DataFrame({'text': ['a b'], 'split': ['train']})
+    assert train_language_model(manifest, tmp_path/'m.arpa', 2, [tmp_path/'x.txt.gz'])['vocabulary'] == 4
+
+@pytest.mark.parametrize('content', [b'', b'\\data', b'\\data\\\nngram 1=5\n', b'PK\x03\x04', b'\x1f\x8b\x08broken', b'mmap lm http://kheafield.com/code format version 5\n\0'])
+def test_damaged_files_are_named(tmp_path, content):
+    path = tmp_path/'bad.arpa'
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match='bad.arpa'): load_language_model(path)
+
+def test_spelling_of_word_tokens():
+    glosses = Tokenizer.from_texts(['REGEN MORGEN SONNE'], 'word')
+    assert check_spelling(['REGEN', 'MORGEN', 'SCHNEE'], glosses, 'm.arpa') == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match='upper-case'): check_spelling(['regen', 'morgen', 'sonne'], glosses, 'm.arpa')
+
+@pytest.mark.skipif(not AN4.is_dir(), reason='needs AN4 at ../shared/data/an4')
+def test_an4(tmp_path):
+    texts = lambda part: [' '.join(re.sub(r'\(.*?\)|</?s>', '', line).lower().split()) for line in open(AN4/f'an4_{part}.transcription')]
+    training, held_out = texts('train'), texts('test')
+    assert sentence_overlap(training, held_out) == 26
+    values = [perplexity(load_language_model(estimate_arpa(training, n, tmp_path/f'{n}.arpa')), held_out) for n in (1, 2, 3, 4)]
+    assert values[0] > 2 * values[2] and all(math.isfinite(v) for v in values)
+    print(values)

@@ -1,0 +1,31 @@
+"Every notebook runs from top to bottom, in a copy of the repository, so that nothing here is changed."
+import os, time
+
+import nbformat, pytest
+from conftest import NOTEBOOKS, copy_repository, environment
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError
+from papermill.parameterize import parameterize_notebook
+
+SECONDS = 300  # for a whole notebook; a lesson should take less than a tenth of it
+PARAMETERS = {}  # notebook name: values for its `parameters` cell, where its defaults would train for long
+
+def prepared(path):
+    "The notebook as it is to be run: with its test parameters, without the cells that nbdev leaves out too."
+    notebook = nbformat.read(path, as_version=4)
+    if path.name in PARAMETERS: notebook = parameterize_notebook(notebook, PARAMETERS[path.name])
+    for cell in notebook.cells:
+        if cell.cell_type == 'code' and '#| eval: false' in cell.source: cell.source = ''
+    return notebook
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda o: o.stem)
+def test_notebook_runs(path, tmp_path, shared_cache):
+    root = copy_repository(tmp_path)
+    os.symlink(shared_cache, root/'cache', target_is_directory=True)
+    end = time.monotonic() + SECONDS
+    client = NotebookClient(prepared(path), kernel_name='python3', resources={'metadata': {'path': str(root/'nbs')}},
+                            timeout_func=lambda cell: max(1, int(end - time.monotonic())))
+    failure = None
+    try: client.execute(env=environment(root))
+    except (CellExecutionError, CellTimeoutError) as error: failure = str(error)
+    if failure: pytest.fail(f'nbs/{path.name}\n{failure}', pytrace=False)
