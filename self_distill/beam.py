@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WORD_START', 'FRAME_SECONDS', 'ENGINES', 'decoder_labels', 'Word', 'Hypothesis', 'word_confidence', 'kept_frames',
-           'example_log_probs', 'build_engine', 'BeamDecoder', 'Prepared']
+           'example_log_probs', 'quiet_kenlm', 'build_engine', 'BeamDecoder', 'Prepared']
 
 # %% ../nbs/16_beam.ipynb #imports
 import contextlib, logging, math, multiprocessing, os, weakref
@@ -20,7 +20,7 @@ from pyctcdecode.alphabet import Alphabet
 from pyctcdecode.decoder import BeamSearchDecoderCTC
 from pyctcdecode.language_model import LanguageModel
 
-from .language_model import check_spelling, load_language_model, model_format, read_unigrams
+from .language_model import check_spelling, file_sha256, load_language_model, model_format, read_unigrams
 from .text import Tokenizer
 
 # %% ../nbs/16_beam.ipynb #labels
@@ -100,8 +100,8 @@ logging.getLogger('pyctcdecode').setLevel(logging.ERROR) # it warns of small voc
 ENGINES = ('pyctcdecode', 'ctc-beam-decoder')
 
 @contextlib.contextmanager
-def _quiet():
-    "KenLM in the C++ engine draws a progress bar straight on file descriptor 2"
+def quiet_kenlm():
+    "Drop what KenLM inside other libraries draws straight on file descriptor 2"
     screen, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try: yield
@@ -124,7 +124,7 @@ def build_engine(engine: str,      # one of `ENGINES`
     if engine != 'ctc-beam-decoder': raise ValueError(f'beam search engine {engine!r}: choose one of {ENGINES}')
     try: from ctc_beam_decoder import BeamSearchDecoder
     except ImportError: raise ImportError("the engine 'ctc-beam-decoder' is not installed: `pip install ctc-beam-decoder`, or use engine='pyctcdecode'") from None
-    with _quiet(): return BeamSearchDecoder(labels, kenlm_model_path=language_model, unigrams=unigrams, alpha=alpha, beta=beta, unk_score_offset=unknown_score)
+    with quiet_kenlm(): return BeamSearchDecoder(labels, kenlm_model_path=language_model, unigrams=unigrams, alpha=alpha, beta=beta, unk_score_offset=unknown_score)
 
 # %% ../nbs/16_beam.ipynb #decoder
 class BeamDecoder:
@@ -165,12 +165,12 @@ class BeamDecoder:
 @patch
 def _language_model(self:BeamDecoder, path, unigrams):
     "Check the language model once and remember its words"
-    self.language_model_path, self.unigrams = path and str(path), None
+    self.language_model_path = self.unigrams = self.language_model_sha256 = None
     if path is None: return
     if unigrams is None: unigrams = read_unigrams(path)
     else: model_format(path)
-    self.unigrams = list(unigrams)
-    check_spelling(self.unigrams, self.tokenizer, path)
+    check_spelling(unigrams, self.tokenizer, path)
+    self.language_model_path, self.unigrams, self.language_model_sha256 = str(path), list(unigrams), file_sha256(path)
 
 @patch
 def _tune(self:BeamDecoder, alpha, beta):
@@ -183,6 +183,13 @@ def _tune(self:BeamDecoder, alpha, beta):
         if self.engine == 'pyctcdecode': weakref.finalize(self, self._searcher.cleanup) # it keeps language models in a class variable
     self._tuned = alpha, beta
     return self._searcher
+
+@patch(as_prop=True)
+def settings(self:BeamDecoder):
+    "What a record keeps of the decoder"
+    return dict(lm_weight=self.alpha, word_insertion=self.beta, beam_width=self.beam_width, unknown_score=self.unknown_score,
+                blank_threshold=self.blank_threshold, beam_prune=self.beam_prune, token_min=self.token_min, engine=self.engine,
+                language_model=self.language_model_path, language_model_sha256=self.language_model_sha256)
 
 # %% ../nbs/16_beam.ipynb #prepare
 class Prepared(NamedTuple):
@@ -243,7 +250,7 @@ def _map(self:BeamDecoder, method, log_probs, **settings):
     if self.workers <= 1 or len(utterances) < 2: return [getattr(self, method)(u, **settings) for u in utterances]
     if self._pool is None:
         self._pool = ProcessPoolExecutor(self.workers, multiprocessing.get_context('fork'), initializer=_serve, initargs=(self,))
-    try: return list(self._pool.map(partial(_work, method, settings), utterances, chunksize=-(-len(utterances) // (8 * self.workers))))
+    try: return list(self._pool.map(partial(_work, method, settings), utterances, chunksize=-(-len(utterances) // (4 * self.workers))))
     except BrokenProcessPool:
         self.close()
         raise RuntimeError('a worker process of the beam search was killed (out of memory?): use fewer workers, a narrower beam or a smaller language model') from None

@@ -142,6 +142,7 @@ class Comparison:
     "Systems compared decoder by decoder"
     split: str
     device: str
+    baseline: str  # name of the system that the others are compared with
     table: pd.DataFrame  # a row per system and decoder; percent and points
     added: pd.DataFrame  # what the second decoder (the language model) adds to each system
     notes: list = field(default_factory=list)
@@ -164,7 +165,7 @@ def compare(
     device = check_comparable(systems, split, decoders, settings)
     rows = [_row(s, reference, split, d, settings.get(d)) for d in decoders for s in systems]
     added = [_added(s, split, decoders[0], d, settings) for d in decoders[1:] for s in systems]
-    return Comparison(split, device, pd.DataFrame(rows), pd.DataFrame(added), _notes(systems, reference, split, decoders, settings))
+    return Comparison(split, device, reference.name, pd.DataFrame(rows), pd.DataFrame(added), _notes(systems, reference, split, decoders, settings))
 
 # %% ../nbs/19_compare.ipynb #compare-summary
 def _p(value): return 'p < 0.001' if value < 0.001 else f'p = {value:.3f}'
@@ -201,7 +202,8 @@ def comparison_text(
     parts = [f'{comparison.split.title()} set, {comparison.device}', summary_table(comparison).to_string(index=False), '']
     for r in comparison.table.itertuples():
         runs = f'; by run {", ".join(f"{x:.2f}" for x in r.by_run)}' if r.runs > 1 else ''
-        parts.append(f'{r.model} ({r.decoder}): {r.verdict}{runs}')
+        parts.append(f'{r.model} ({r.decoder}): WER {r.wer:.2f}%, CER {r.cer:.2f}%{runs}')
+        if r.verdict != 'baseline': parts.append(f'  against {comparison.baseline}: {r.verdict}')
     if len(comparison.added): parts += ['', 'What the language model adds', added_table(comparison).to_string(index=False)]
     return '\n'.join([*parts, *([''] + comparison.notes if comparison.notes else [])])
 
@@ -218,11 +220,11 @@ def length_classes(
 
 def _side_by_side(systems, split, decoder, column):
     "Rates of each group for every system, and what the last gains over the first."
-    tables = {s.name: error_rates_by(t := pooled_counts(s, split, decoder), column(t)) for s in systems}
-    first, last = (tables[systems[k].name] for k in (0, -1))
-    words = (first.reference / len(systems[0].records)).round().astype(int).rename('words')
-    rates = pd.DataFrame({name: table.rate for name, table in tables.items()})
-    return pd.concat([words, rates], axis=1).assign(improvement=first.rate - last.rate)
+    counts = {s.name: pooled_counts(s, split, decoder) for s in systems}
+    rates = {name: error_rates_by(t, column(t)).rate for name, t in counts.items()}
+    once = counts[systems[0].name].drop_duplicates('id')
+    words = error_rates_by(once, column(once)).reference
+    return pd.DataFrame({'words': words} | rates).assign(improvement=rates[systems[0].name] - rates[systems[-1].name])
 
 def by_speaker(
     systems: list,  # of System; the first is compared with the last

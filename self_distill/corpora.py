@@ -9,7 +9,7 @@ __all__ = ['COLUMNS', 'SPLITS', 'CACHE_FORMAT', 'CORPORA', 'FOLDS', 'check_manif
            'default_split', 'read_table', 'csv_manifest']
 
 # %% ../nbs/04_corpora.ipynb #imports
-import hashlib, json, os, re, tempfile, warnings
+import csv, hashlib, json, os, re, tempfile, warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -279,12 +279,18 @@ def default_split(manifest: pd.DataFrame # with `id` and `speaker`
 
 def read_table(path) -> pd.DataFrame: # every value a string as it is written
     "A CSV file with a header, in which 'null' and 'NA' are words like any other"
-    try: table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding='utf-8-sig', index_col=False)
+    try:
+        with open(path, newline='', encoding='utf-8-sig') as file: lines = [(n, row) for n, row in enumerate(csv.reader(file, strict=True), 1) if row]
     except FileNotFoundError: raise ValueError(f'{path}: no such manifest; data.path must be a CSV file with the columns path and text') from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as e: raise ValueError(f'{path}: not readable as a CSV table in UTF-8 ({e})') from None
-    missing = [c for c in ('path', 'text') if c not in table]
-    if missing: raise ValueError(f'{path}: lacks the columns {missing}; its header has {list(table)}')
-    return table
+    except (csv.Error, UnicodeDecodeError, OSError) as e: raise ValueError(f'{path}: not readable as a CSV table in UTF-8 ({e})') from None
+    if len(lines) < 2: raise ValueError(f'{path}: holds no utterance; it needs a header and a row for each')
+    header = lines[0][1]
+    missing = [c for c in ('path', 'text') if header.count(c) != 1]
+    if missing or len(set(header)) < len(header): raise ValueError(f'{path}: needs the columns path and text, each column once; its header has {header}')
+    for n, row in lines:
+        if len(row) != len(header): raise ValueError(f'{path}, row {n}: {len(row)} values for {len(header)} columns; put texts that hold a comma in double quotes')
+        if not row[header.index('path')]: raise ValueError(f'{path}, row {n}: no path')
+    return pd.DataFrame([row for _, row in lines[1:]], columns=header, dtype=object)
 
 # %% ../nbs/04_corpora.ipynb #csv-corpus
 @register('manifest')
@@ -293,7 +299,6 @@ def csv_manifest(data: DataConfig, features: FeatureConfig) -> pd.DataFrame:
     if data.path is None: raise ValueError('data.path: give the CSV file of the corpus')
     source = root_path(data.path)
     table = read_table(source)
-    if (table.path == '').any(): raise ValueError(f'{source}, line {table.index[table.path == ""][0] + 2}: no path')
     if 'id' not in table: table['id'] = [Path(p).with_suffix('').as_posix() for p in table.path]
     if 'speaker' not in table: table['speaker'] = 'unknown'
     if 'split' not in table: table['split'] = default_split(table)
@@ -301,5 +306,5 @@ def csv_manifest(data: DataConfig, features: FeatureConfig) -> pd.DataFrame:
     if 'duration' not in table: return table.assign(duration=[audio_seconds(p) for p in table.path])
     seconds = pd.to_numeric(table.duration, errors='coerce')
     bad = ~(seconds > 0)
-    if bad.any(): raise ValueError(f'{source}, line {bad.idxmax() + 2}: duration {table.duration[bad.idxmax()]!r} is no number of seconds above 0')
+    if bad.any(): raise ValueError(f'{source}, utterance {table.id[bad.idxmax()]!r}: duration {table.duration[bad.idxmax()]!r} is no number of seconds above 0')
     return table.assign(duration=seconds)

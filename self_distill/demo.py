@@ -63,9 +63,9 @@ def draw_voices(chance: random.Random # the source of choices
     return voices
 
 # %% ../nbs/03_demo.ipynb #plan
-RATE = (110, 165)     # words a minute
+RATE = (100, 155)     # words a minute
 PITCH = (25, 75)      # eSpeak's 0 to 99
-NOISE = (5.0, 25.0)   # signal-to-noise ratio, dB
+NOISE = (12.0, 30.0)  # signal-to-noise ratio, dB
 
 def plan_demo(utterances=600, # how many in all, at least 24
               seed=0          # of every choice
@@ -160,5 +160,7 @@ def _speak_apart(folder, utterances, seed):
     try:
         done = subprocess.run([sys.executable, '-c', code], env=os.environ | dict(PYTHONPATH=os.pathsep.join(filter(None, sys.path))), capture_output=True, text=True)
         if done.returncode: raise RuntimeError(f'the demo corpus could not be spoken (exit {done.returncode}); is espeakng-loader installed?\n{done.stderr[-2000:]}')
-        if not folder.exists(): part.rename(folder)
+        try: part.rename(folder)
+        except OSError:
+            if not (folder/'manifest.csv').exists(): raise # another process was faster: its folder is the same
     finally: shutil.rmtree(part, ignore_errors=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import jiwer
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
 # %% ../nbs/09_metrics.ipynb #metrics-align
 def _align(references, hypotheses, unit, ids):
@@ -202,6 +202,7 @@ class PairedTest:
     p_value: float  # two-sided, paired
     standard_error: float  # of the improvement, points
     detectable: float  # smallest true difference found with 80 % power at the 5 % level, points
+    probability: float  # share of bootstrap draws in which the system is better, 0 to 1
     unit: str  # what was resampled: 'speakers' or 'utterances'
     units: int  # how many of them
     runs: int  # paired training runs
@@ -263,11 +264,11 @@ def paired_bootstrap(
     unit = _unit(pairs)
     saved, words = _matrix(pairs.assign(saved=pairs.errors - pairs.errors_system), 'saved', unit), _matrix(pairs, 'reference', unit)
     value, draws, error, freedom = _two_level(saved, words, np.random.default_rng(seed), replicates)
-    tail = 1 + min((draws <= 0).sum(), (draws >= 0).sum())
-    low, high = np.quantile(draws, [0.025, 0.975])
+    margin = error * stdtrit(freedom, 0.975)
+    p = 2 * stdtr(freedom, -abs(value) / error) if error > 0 else float(value == 0)
     total = pairs.reference.sum()
     return PairedTest(
         baseline=100 * float(pairs.errors.sum() / total), system=100 * float(pairs.errors_system.sum() / total),
-        improvement=float(value), low=float(low), high=float(high), p_value=float(min(1, 2 * tail / (replicates + 1))),
-        standard_error=float(error), detectable=float(error * (stdtrit(freedom, 0.975) + stdtrit(freedom, 0.80))),
+        improvement=float(value), low=float(value - margin), high=float(value + margin), p_value=float(p),
+        standard_error=float(error), detectable=float(margin + error * stdtrit(freedom, 0.80)), probability=float((draws > 0).mean()),
         unit={'speaker': 'speakers', 'id': 'utterances'}[unit], units=words.shape[1], runs=words.shape[0])

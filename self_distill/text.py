@@ -51,7 +51,6 @@ def change_case(text: str,     # text in Unicode NFC
 def _strip_punctuation(text):
     "Letters, marks, numbers and apostrophes inside words; all else becomes a space"
     text = re.sub('[’ʼ＇]', "'", text)
-    text = ''.join(c for c in text if unicodedata.category(c) != 'Cf')
     text = ''.join(c if c == "'" or unicodedata.category(c)[0] in 'LMN' else ' ' for c in text)
     return re.sub(r"(?<!\S)'+|'+(?!\S)|'{2,}", ' ', text)
 
@@ -64,7 +63,7 @@ def normalize_text(text: str,            # a transcript as it was written
     "`text` as a recognizer should write it: NFC, digits, case, punctuation, whitespace, in this order"
     if digits not in ('spell', 'keep'): raise ValueError(f"digits {digits!r}: choose 'spell' or 'keep'")
     if punctuation not in ('remove', 'keep'): raise ValueError(f"punctuation {punctuation!r}: choose 'remove' or 'keep'")
-    text = unicodedata.normalize('NFC', text)
+    text = unicodedata.normalize('NFC', ''.join(c for c in text if unicodedata.category(c) != 'Cf'))
     if digits == 'spell': text = spell_digits(text, language)
     text = unicodedata.normalize('NFC', change_case(text, case, language))
     if punctuation == 'remove': text = _strip_punctuation(text)

@@ -27,7 +27,7 @@ from .decode import greedy_decode
 from .loss import Objective, hard_loss
 from .metrics import count_errors, error_rate
 from .model import BiLSTMCTC, build_model, count_parameters, output_lengths
-from .records import Record, Teacher, make_decode, new_record, read_record, record_path, utterances_of, write_record
+from .records import Record, Teacher, environment, make_decode, new_record, now, read_record, record_path, utterances_of, write_record
 from .schedule import learning_rate_at, scaled_milestones, temperature_at
 
 # %% ../nbs/13_trainer.ipynb #run-log
@@ -156,6 +156,7 @@ class Trainer:
         self.average = averaged_model(self.model, t.ema_window * self.updates_per_epoch) if t.ema_window else None
         self.epoch, self.window, self.update, self.seconds = 0, 0, 0, 0. # epochs done, updates done in the next one, in all, training seconds
         self.sums, self.history, self.best, self.bad, self.skipped = {}, [], math.inf, 0, 0
+        self.started = dict(started=now(), **environment(self.device)) # the code that runs, not what the files become meanwhile
         torch.manual_seed(config.seed)
 
     @property
@@ -467,7 +468,7 @@ def record(self: Trainer) -> Record:
     skipped = [f'excluded {i}: {why}' for i, why in self.corpus.skipped + self.train_set.skipped]
     return new_record('training', self.config, self.device, teacher=teacher, parameters=count_parameters(self.model), epochs=self.history,
                       utterances={'dev': rows}, decodes=[greedy], times={'training': self.seconds, 'updates': self.update, 'skipped_updates': self.skipped},
-                      peak_memory=peak_memory(self.device), notes=skipped)
+                      peak_memory=peak_memory(self.device), notes=skipped, **self.started)
 
 def train(config: Config) -> Record: # also in results/<run>.json
     "Train a run from wherever it stands to its end; a run that is finished returns its record"

@@ -70,11 +70,11 @@ def test_prompts_load_as_a_plain_manifest(cache):
     train = UtteranceDataset(corpus, 'train', corpus.tokenizer, FeatureConfig(sample_rate=8000))
     assert [i for i, _ in train.skipped] == ['audio/confbridge-join', 'audio/confbridge-leave', 'audio/spy-iax2'] # beeps, whose text is not spoken
 
-def test_demo_is_the_same_in_another_process(tmp_path):
-    one, two = (demo_corpus(tmp_path/name, utterances=24, seed=3) for name in 'ab')
-    assert one.drop(columns='path').equals(two.drop(columns='path'))
-    for a, b in zip(one.path, two.path): assert Path(a).read_bytes() == Path(b).read_bytes()
-    assert [p.name for p in tmp_path.iterdir()] and all(len(list((tmp_path/n).iterdir())) == 1 for n in 'ab')
+def test_demo_is_the_same_in_another_process(demo, tmp_path):
+    again = demo_corpus(tmp_path, utterances=32)
+    assert [r.duration for r in again.itertuples()] == list(demo.manifest.duration) and list(again.text) == list(demo.manifest.text)
+    for a, b in zip(demo.manifest.path, again.path): assert Path(a).read_bytes() == Path(b).read_bytes()
+    assert len(list(tmp_path.iterdir())) == 1 # nothing half-made stays behind
 
 def test_demo_voices_are_unheard(demo):
     tracts = [set(demo.rows(s).speaker.str.split('+').str[1]) for s in SPLITS]
@@ -105,7 +105,7 @@ def test_any_number_of_workers_gives_the_same(demo):
     settings = AugmentConfig(noise=0.1, stretch=0.1)
     dataset = pickle.loads(pickle.dumps(UtteranceDataset(demo, 'train', demo.tokenizer, FeatureConfig(), settings, seed=1)))
     alone = _epoch(dataset, 2, 0)
-    for workers in (1, 3):
+    for workers in (1, 2):
         for a, b in zip(alone, _epoch(dataset, 2, workers), strict=True):
             assert a.ids == b.ids and torch.equal(a.features, b.features) and torch.equal(a.clean, b.clean) and torch.equal(a.labels, b.labels)
     other = {i: f for b in _epoch(dataset, 3, 0) for i, f in zip(b.ids, b.features)}
@@ -117,6 +117,19 @@ def test_corpus_statistics_normalise_the_training_split(demo):
     train = UtteranceDataset(demo, 'train', demo.tokenizer, settings, statistics=statistics)
     frames = torch.cat([train[i].clean for i in range(len(train))])
     assert frames.mean(0).abs().max() < 1e-3 and (frames.std(0) - 1).abs().max() < 1e-2
+
+def test_an4_as_sphere_audio(tmp_path):
+    (tmp_path/'etc').mkdir()
+    for part, speakers in dict(train=[f's{i}' for i in range(8)], test=['t']).items():
+        ids = [f'an4_clstk/{s}/an1-{s}-b' for s in speakers]
+        (tmp_path/f'etc/an4_{part}.fileids').write_text('\n'.join(ids))
+        (tmp_path/f'etc/an4_{part}.transcription').write_text('\n'.join(f'<s> GO </s> ({i.split("/")[-1]})' for i in ids))
+        for i in ids:
+            path = tmp_path/'wav'/f'{i}.sph'; path.parent.mkdir(parents=True)
+            soundfile.write(path, 0.1*np.random.default_rng(0).normal(size=16000), 16000, format='NIST', subtype='PCM_16')
+    corpus = load_corpus(DataConfig(corpus='an4', path=str(tmp_path), cache=str(tmp_path/'cache')), TextConfig(), FeatureConfig())
+    assert (corpus.input_size, corpus.frequency_axis) == (80, True) and set(corpus.manifest.duration) == {1.0}
+    assert set(corpus.rows('dev').speaker) == {'s7'}
 
 @pytest.mark.parametrize('text, language', [('θάλασσα και ήλιος', 'el'), ('ılık süt iç', 'tr'), ('नमस्ते दुनिया', 'hi'), ('съешь же ещё', 'ru'), ('你好 世界', 'zh'), ('שלום עולם', 'he')])
 def test_any_alphabet_round_trips(text, language):

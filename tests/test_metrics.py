@@ -1,0 +1,126 @@
+"What the lessons of 09_metrics and 19_compare cannot teach in seconds: oracles on random texts, and calibration."
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from self_distill.compare import System, by_speaker, compare, wins_and_losses
+from self_distill.config import Config
+from self_distill.metrics import _resample, bootstrap_interval, count_errors, error_rate, errors_of, paired_bootstrap
+from self_distill.records import RecordError, Utterance, add_decode, make_decode, new_record
+
+TEXTS = st.lists(st.sampled_from(['a', 'b', 'ä', 'no', 'yes']), max_size=7).map(' '.join)
+
+
+def distance(a, b):
+    "Levenshtein distance by the textbook recursion."
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        previous, row[0] = row[0], i
+        for j, y in enumerate(b, 1): previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (x != y))
+    return row[-1]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(TEXTS.filter(bool), TEXTS), min_size=1, max_size=5))
+def test_counts_equal_edit_distance(pairs):
+    references, hypotheses = zip(*pairs)
+    for unit, split in (('word', str.split), ('character', list)):
+        counts = count_errors(references, hypotheses, unit=unit)
+        assert errors_of(counts).tolist() == [distance(split(r), split(h)) for r, h in pairs]
+        assert (counts.reference - counts.deletions + counts.insertions).tolist() == [len(split(h)) for h in hypotheses]
+        assert error_rate(counts) == pytest.approx(100 * errors_of(counts).sum() / sum(len(split(r)) for r in references))
+
+
+def table(errors, words, run=0):
+    "One row per speaker."
+    n = len(errors)
+    return pd.DataFrame(dict(id=range(n), speaker=range(n), run=run, substitutions=errors, deletions=0, insertions=0, reference=words))
+
+
+def test_standard_error_is_the_ratio_estimators():
+    rng = np.random.default_rng(0)
+    words = rng.integers(20, 60, 84)
+    errors = rng.binomial(words, rng.uniform(0.1, 0.4, 84))
+    rate = errors.sum() / words.sum()
+    residual = errors - rate * words
+    expected = 100 * np.sqrt(84 / 83 * (residual ** 2).sum()) / words.sum()
+    interval = bootstrap_interval(table(errors, words))
+    assert interval.standard_error == pytest.approx(expected, rel=0.05)
+    assert interval.low < interval.rate < interval.high
+    assert interval.high - interval.low == pytest.approx(2 * 1.989 * expected, rel=0.06)
+
+
+def test_order_of_rows_and_runs_does_not_matter():
+    rng = np.random.default_rng(1)
+    runs = pd.concat([table(rng.binomial(30, 0.2, 40), 30, run=k) for k in range(3)])
+    shuffled = runs.sample(frac=1, random_state=0)
+    assert bootstrap_interval(runs) == bootstrap_interval(shuffled)
+    assert paired_bootstrap(table(rng.binomial(30, 0.3, 40), 30), runs).runs == 3
+
+
+def test_many_units_are_drawn_in_blocks():
+    rng = np.random.default_rng(2)
+    n = 30_000
+    draws = _resample(rng.binomial(8, 0.2, n), np.full(n, 8), rng, 1000)
+    assert len(draws) == 1000 and draws.std() == pytest.approx(100 * np.sqrt(0.16 / (8 * n)), rel=0.15)
+
+
+def test_degenerate_cases():
+    perfect = table(np.zeros(12, int), np.full(12, 5))
+    assert (bootstrap_interval(perfect).low, bootstrap_interval(perfect).high) == (0, 0)
+    same = paired_bootstrap(perfect, perfect)
+    assert (same.p_value, same.relative, same.significant) == (1, 0, False) and 'not significant' in str(same)
+    few = table([1, 0], [5, 5])
+    assert bootstrap_interval(few).unit == 'utterances'
+    with pytest.raises(ValueError, match='at least two'): bootstrap_interval(few[:1])
+    with pytest.raises(ValueError, match=r'different utterances \(12 and 11\).*only the baseline has 0'): paired_bootstrap(perfect, perfect[1:])
+
+
+def simulated(rng, runs, speakers, folds, by_run, by_cell):
+    "Errors of `runs` equally good trainings; continuous, so that only the design is tested."
+    words = rng.integers(20, 60, speakers)
+    p = 0.3 + rng.normal(0, by_run, (runs, 1)) + rng.normal(0, 0.02, speakers) + rng.normal(0, by_cell, (runs, speakers))
+    out = pd.concat([table(p[k] * words, words, run=f'run {k}') for k in range(runs)])
+    keep = [folds is None or s % folds == int(r.split()[1]) % folds for s, r in zip(out.speaker, out.run)]
+    return out[keep], words
+
+
+@pytest.mark.parametrize('runs, speakers, folds, by_run', [(1, 20, None, 0), (3, 24, None, 0), (3, 24, None, 0.03), (5, 84, 5, 0.03), (10, 40, 5, 0.03)])
+def test_paired_test_keeps_its_level(runs, speakers, folds, by_run):
+    rng, wrong, trials = np.random.default_rng(0), 0, 200
+    for _ in range(trials):
+        a, words = simulated(rng, runs, speakers, folds, by_run, 0.06)
+        b, _ = simulated(rng, runs, speakers, folds, by_run, 0.06)
+        b['substitutions'] = b.substitutions.to_numpy() / b.reference.to_numpy() * a.reference.to_numpy()
+        b['reference'] = a.reference.to_numpy()
+        wrong += paired_bootstrap(a, b, replicates=400).significant
+    assert wrong / trials < 0.095, f'{wrong} of {trials} comparisons of equals are called significant'
+
+
+SPOKEN = [Utterance(id=f'u{k:03d}', speaker=f's{k % 40:02d}', duration=1.0, reference='one two three four five six') for k in range(120)]
+
+
+def fold_record(run, fold, seed, rate, rng, alpha):
+    "A run of protocol folds, which tests every fifth speaker."
+    config = Config(run=run, seed=seed)
+    config.data.protocol, config.data.fold, config.loss_weights.alpha = 'folds', fold, alpha
+    tested = [u for u in SPOKEN if int(u.speaker[1:]) % 5 == fold]
+    hypotheses = [' '.join('x' if rng.random() < rate else w for w in u.reference.split()) for u in tested]
+    return add_decode(new_record('training', config), make_decode('test', 'greedy', tested, hypotheses), tested)
+
+
+def test_folds_are_pooled_and_paired_by_fold():
+    rng = np.random.default_rng(0)
+    base = [fold_record(f'b_fold{k}', k, 0, 0.4, rng, 0.0) for k in range(5)]
+    better = [fold_record(f'd_fold{k}_seed{s}', k, s, 0.2, rng, 0.7) for s in (0, 1) for k in range(5)]
+    result = compare([*base, *better])
+    row = result.table.iloc[1]
+    assert (result.table.runs.tolist(), row.significant) == ([5, 10], True)
+    pooled = [d for r in better for d in r.decodes]
+    assert row.wer == pytest.approx(100 * sum(sum(d.words.substitutions) for d in pooled) / sum(sum(d.words.reference) for d in pooled))
+    systems = [System('base', base), System('better', better)]
+    assert by_speaker(systems).words.sum() == 720                      # every speaker once, however many seeds
+    assert len(wins_and_losses(*systems)) == 120
+    with pytest.raises(ValueError, match='different utterances'): compare([*base[:4], *better])
+    with pytest.raises(RecordError, match='a run counts once'): compare([System('twice', [*base, base[0]]), systems[1]])
