@@ -466,9 +466,10 @@ def record(self: Trainer) -> Record:
     greedy = make_decode('dev', 'greedy', rows, [texts[u.id] for u in rows], checkpoint_sha256=best.sha256)
     teacher = Teacher(run=self.teacher.config.run, checkpoint_sha256=self.teacher.sha256) if self.teacher else None
     skipped = [f'excluded {i}: {why}' for i, why in self.corpus.skipped + self.train_set.skipped]
-    return new_record('training', self.config, self.device, teacher=teacher, parameters=count_parameters(self.model), epochs=self.history,
+    made = new_record('training', self.config, self.device, teacher=teacher, parameters=count_parameters(self.model), epochs=self.history,
                       utterances={'dev': rows}, decodes=[greedy], times={'training': self.seconds, 'updates': self.update, 'skipped_updates': self.skipped},
-                      peak_memory=peak_memory(self.device), notes=skipped, **self.started)
+                      peak_memory=peak_memory(self.device), notes=skipped)
+    return made.model_copy(update=self.started)
 
 def train(config: Config) -> Record: # also in results/<run>.json
     "Train a run from wherever it stands to its end; a run that is finished returns its record"
