@@ -250,7 +250,8 @@ def _map(self:BeamDecoder, method, log_probs, **settings):
     if self.workers <= 1 or len(utterances) < 2: return [getattr(self, method)(u, **settings) for u in utterances]
     if self._pool is None:
         self._pool = ProcessPoolExecutor(self.workers, multiprocessing.get_context('fork'), initializer=_serve, initargs=(self,))
-    try: return list(self._pool.map(partial(_work, method, settings), utterances, chunksize=-(-len(utterances) // (4 * self.workers))))
+    quarter, share = (-(-len(utterances) // (parts * self.workers)) for parts in (4, 1)) # of a worker's part: few messages, yet no long wait for the last
+    try: return list(self._pool.map(partial(_work, method, settings), utterances, chunksize=min(max(quarter, 16), share)))
     except BrokenProcessPool:
         self.close()
         raise RuntimeError('a worker process of the beam search was killed (out of memory?): use fewer workers, a narrower beam or a smaller language model') from None

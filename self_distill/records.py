@@ -193,6 +193,7 @@ def package_versions() -> dict:
         except PackageNotFoundError: pass
     return found
 
+# %% ../nbs/12_records.ipynb #records-device
 def _processor():
     "Model name of the CPU"
     info = Path('/proc/cpuinfo')
