@@ -40,7 +40,7 @@ def check_manifest(manifest: pd.DataFrame, # with at least `COLUMNS`
     if len(double): raise ValueError(f'{source}: ids given more than once: {_some(double)}; each utterance needs its own')
     wrong = set(manifest.split) - set(SPLITS)
     if wrong: raise ValueError(f'{source}: splits {_some(wrong)} are unknown; name them {", ".join(SPLITS)}')
-    both = manifest.groupby('path').split.nunique()
+    both = manifest.split.groupby(manifest.path.map(os.path.normpath)).nunique()
     if (both > 1).any(): raise ValueError(f'{source}: recordings in more than one split: {_some(both.index[both > 1])}; keep each in one')
     empty = [s for s in SPLITS if s not in set(manifest.split)]
     if empty: raise ValueError(f'{source}: no utterance in split {_some(empty)} of {len(manifest)} utterances; each split needs some')
@@ -56,10 +56,12 @@ def read_array(path # a `.npy` file
     "Features that were computed elsewhere and stored by NumPy"
     try: x = np.load(path, allow_pickle=False)
     except FileNotFoundError: raise ValueError(f'{path}: no such feature file; check the path and the folder it is relative to') from None
-    except (ValueError, EOFError, OSError) as e: raise ValueError(f'{path}: not readable as a NumPy array ({e}); store it with numpy.save') from None
+    except (ValueError, EOFError, OSError, MemoryError) as e: raise ValueError(f'{path}: not readable as a NumPy array ({e}); store it with numpy.save') from None
+    if not isinstance(x, np.ndarray): raise ValueError(f'{path}: holds several arrays; store one with numpy.save')
     if x.ndim != 2 or not x.size or x.dtype.kind not in 'fiu': raise ValueError(f'{path}: an array of {x.dtype} {x.shape}; features are numbers in (frames, width)')
-    if not np.isfinite(x).all(): raise ValueError(f'{path}: holds values that are not finite; compute the features again')
-    return torch.from_numpy(x.astype(np.float32))
+    with np.errstate(over='ignore'): x = x.astype(np.float32)
+    if not np.isfinite(x).all(): raise ValueError(f'{path}: holds values that are not finite in float32; compute the features again')
+    return torch.from_numpy(x)
 
 def compute_features(path,                    # recording or feature file
                      settings: FeatureConfig # kind, sample rate, bins
@@ -85,7 +87,7 @@ class FeatureCache:
     def file(self, path) -> Path:
         "The cache file for the features of `path`"
         try: status = os.stat(path)
-        except OSError: raise ValueError(f'{path}: no such file; check the path and the folder it is relative to') from None
+        except (OSError, ValueError): raise ValueError(f'{path}: no such file; check the path and the folder it is relative to') from None
         s = self.settings
         key = [CACHE_FORMAT, os.path.abspath(path), status.st_size, status.st_mtime_ns, s.kind, s.sample_rate, s.n_mels]
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
@@ -180,6 +182,8 @@ def load_corpus(data: DataConfig,       # which corpus, where, how it is split
     manifest = _keep_good(manifest, lambda row: tokenizer.encode(row.text), data.on_error, skipped)
     manifest = _keep_good(manifest, check_features, data.on_error, skipped)
     check_manifest(manifest, f'{source} ({len(skipped)} utterances skipped)')
+    voices = manifest[manifest.speaker != 'unknown'].groupby('speaker').split.nunique()
+    if (voices > 1).any(): warnings.warn(f'{source}: speakers in more than one split: {_some(voices.index[voices > 1])}; their voices are not unheard, so say so with any result', stacklevel=2)
     widths = Counter(width for _, width in shapes.values())
     if len(widths) > 1: raise ValueError(f'{source}: frames of different widths (width: utterances) {dict(widths)}; compute all features alike')
     manifest['frames'] = [shapes[i][0] for i in manifest.id]
@@ -265,6 +269,7 @@ def an4(data: DataConfig, features: FeatureConfig) -> pd.DataFrame:
 # %% ../nbs/04_corpora.ipynb #csv
 def audio_seconds(path) -> float: # NaN where the file tells none
     "The duration an audio file's header states"
+    if not os.path.isfile(path): return np.nan
     try: return soundfile.info(path).duration
     except (soundfile.SoundFileError, RuntimeError): return np.nan
 
@@ -305,6 +310,6 @@ def csv_manifest(data: DataConfig, features: FeatureConfig) -> pd.DataFrame:
     table['path'] = [str(source.parent/p) for p in table.path]
     if 'duration' not in table: return table.assign(duration=[audio_seconds(p) for p in table.path])
     seconds = pd.to_numeric(table.duration, errors='coerce')
-    bad = ~(seconds > 0)
+    bad = ~(seconds > 0) | np.isinf(seconds)
     if bad.any(): raise ValueError(f'{source}, utterance {table.id[bad.idxmax()]!r}: duration {table.duration[bad.idxmax()]!r} is no number of seconds above 0')
     return table.assign(duration=seconds)

@@ -125,11 +125,14 @@ def read_unigrams(arpa # path of an ARPA file, plain or gzipped
     if model_format(arpa) == 'binary':
         raise ValueError(f'{arpa} is a KenLM binary, whose words cannot be listed: give the words beside it, unigrams=read_unigrams(<the ARPA file it was made from>)')
     words, inside = [], False
-    with _opened(arpa, 'rt', encoding='utf-8') as f:
-        for line in f:
-            if line.startswith('\\'): inside = line.startswith('\\1-grams:')
-            elif inside and line.strip(): words.append(line.split()[1])
-            if words and not inside: break
+    try:
+        with _opened(arpa, 'rt', encoding='utf-8') as f:
+            for line in f:
+                if line.startswith('\\'): inside = line.startswith('\\1-grams:')
+                elif inside and line.strip(): words.append(line.split()[1])
+                if words and not inside: break
+    except (IndexError, UnicodeDecodeError, EOFError, OSError, zlib.error) as e:
+        raise ValueError(f'{arpa} is damaged, cut short or not UTF-8 ({e}). Copy it again, or estimate one with `self-distill lm`') from None
     return [word for word in words if word.lower() not in RESERVED]
 
 # %% ../nbs/15_language_model.ipynb #check-spelling
@@ -171,7 +174,7 @@ def train_language_model(manifest,       # of a corpus: DataFrame with columns `
                          order: int = 3, # longest n-gram, 1 to 6 words
                          extra_text=(),  # paths of text files, one sentence a line
                          normalize=None  # function from str to str for their lines
-                        ) -> dict: # what was made, and what it is worth on the other splits
+                        ) -> dict: # what was made, what it is worth on dev, and the sentences it shares with dev and test
     "Estimate a language model from the training split's text, and any text beside it; never from dev or test"
     texts = {split: list(rows) for split, rows in manifest.groupby('split').text}
     if not texts.get('train'): raise ValueError(f"the manifest has no utterance of split 'train' to estimate a language model from, only of {sorted(texts)}")
@@ -182,7 +185,6 @@ def train_language_model(manifest,       # of a corpus: DataFrame with columns `
                    words=sum(len(s.split()) for s in sentences), vocabulary=len(words), extra_text=[str(f) for f in extra_text])
     model = load_language_model(path)
     for split in ('dev', 'test'):
-        if texts.get(split):
-            summary[split] = dict(perplexity=perplexity(model, texts[split]), out_of_vocabulary=out_of_vocabulary_rate(set(words), texts[split]),
-                                  sentences=len(texts[split]), sentences_in_training=sentence_overlap(sentences, texts[split]))
+        if texts.get(split): summary[split] = dict(sentences=len(texts[split]), sentences_in_training=sentence_overlap(sentences, texts[split]))
+    if texts.get('dev'): summary['dev'] |= dict(perplexity=perplexity(model, texts['dev']), out_of_vocabulary=out_of_vocabulary_rate(set(words), texts['dev']))
     return summary

@@ -9,7 +9,7 @@ __all__ = ['REMEDIES', 'DTYPES', 'POSITION', 'FREE', 'RunLog', 'average_decay', 
 
 # %% ../nbs/13_trainer.ipynb #imports
 import json, math, os, signal, sys, threading, time
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 
 import psutil, torch
 from fastcore.basics import patch
@@ -20,14 +20,14 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
 from .batches import UtteranceDataset, collate, epoch_batches, too_short
-from .checkpoint import CheckpointError, copy_checkpoint, load_checkpoint, load_model, save_checkpoint
-from .config import Config, MonitoringConfig, config_dict, root_path
+from .checkpoint import CheckpointError, copy_checkpoint, load_checkpoint, load_model, remove_unfinished, save_checkpoint
+from .config import Config, MonitoringConfig, build_config, config_dict, root_path
 from .corpora import load_corpus
 from .decode import greedy_decode
 from .loss import Objective, hard_loss
 from .metrics import count_errors, error_rate
 from .model import BiLSTMCTC, build_model, count_parameters, output_lengths
-from .records import Record, Teacher, environment, make_decode, new_record, now, read_record, record_path, utterances_of, write_record
+from .records import Record, Teacher, environment, make_decode, new_record, now, read_record, record_path, utterances_of, write_record, write_text_atomic
 from .schedule import learning_rate_at, scaled_milestones, temperature_at
 
 # %% ../nbs/13_trainer.ipynb #run-log
@@ -37,14 +37,15 @@ class RunLog:
                  run: str # the run's name
                 ):
         self.run, self.folder = run, root_path('logs')/run
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try: self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e: raise TrainingError(f'{self.folder}: the log folder cannot be made ({e}); move away what is in its place, or make room on the disk') from e
         self.lines, self.text, self.board = self.folder/'metrics.jsonl', root_path('logs/training.log'), None
 
     def rewind(self, update: int): # updates whose numbers are kept
         "Forget numbers of later updates, and open the log from there on"
         if self.lines.exists():
             kept = [l for l in self.lines.read_text(encoding='utf-8').splitlines() if l.endswith('}') and json.loads(l)['update'] <= update]
-            self.lines.write_text(''.join(f'{l}\n' for l in kept), encoding='utf-8')
+            write_text_atomic(self.lines, ''.join(f'{l}\n' for l in kept))
         self.board = SummaryWriter(self.folder, purge_step=update + 1)
 
     def log(self, numbers: dict, update: int): # tag → number; updates made so far
@@ -108,11 +109,12 @@ class TrainingError(RuntimeError):
 
 @contextmanager
 def stop_requests():
-    "A list that receives the name of a stop signal when one comes; a second one interrupts at once"
+    "A list that receives the name of a stop signal when one comes; the same one again interrupts at once"
     asked = []
     def ask(number, frame):
-        if asked: raise KeyboardInterrupt
-        asked.append(signal.Signals(number).name)
+        name = signal.Signals(number).name
+        if name in asked: raise KeyboardInterrupt
+        asked.append(name)
     main = threading.current_thread() is threading.main_thread()
     previous = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
     try: yield asked
@@ -265,12 +267,12 @@ def run_epoch(self: Trainer, asked: list, bar): # stop signals that came; a prog
     t, epoch = self.config.training, self.epoch + 1
     T = temperature_at(epoch, t.epochs, self.config.temperature)
     self.model.train(); self.train_set.set_epoch(epoch)
-    batches = epoch_batches(self.train_set.lengths, t.batch_size, self.config.seed, epoch)
     window, n = [], t.gradient_accumulation_steps
+    batches = epoch_batches(self.train_set.lengths, t.batch_size, self.config.seed, epoch)[self.window * n:]
     start = time.perf_counter()
-    for i, batch in enumerate(loader(self.train_set, batches[self.window * n:], t.workers), 1):
+    for i, batch in enumerate(loader(self.train_set, batches, t.workers), 1):
         window.append(batch)
-        if len(window) < n and i < len(batches) - self.window * n: continue
+        if len(window) < n and i < len(batches): continue
         numbers = self.train_step(window, T)
         window = []
         self.update += 1; self.window += 1
@@ -352,11 +354,13 @@ def resume(self: Trainer) -> bool: # whether there was anything to resume
     path = self.folder/'checkpoint_last.pt'
     if not path.exists(): return False
     payload = load_checkpoint(path)
-    theirs, ours = ({k: v for k, v in flat(c).items() if k not in FREE} for c in (payload['config'], config_dict(self.config)))
+    known = build_config(payload['config'], f'{path} (config)')   # settings that came later take their defaults
+    theirs, ours = ({k: v for k, v in flat(config_dict(c)).items() if k not in FREE} for c in (known, self.config))
     changed = [f'{k}: {theirs.get(k)!r} → {ours.get(k)!r}' for k in sorted(ours | theirs) if theirs.get(k) != ours.get(k)]
     if changed: raise TrainingError(f'{path}: holds a run with other settings ({"; ".join(changed)}). Give this run another name (run=…), or delete {self.folder} to train it anew')
     if self.teacher and payload.get('teacher', {}).get('sha256') != self.teacher.sha256:
         raise TrainingError(f'{path}: this run was taught by another teacher than {self.config.teacher.checkpoint} is now; give it another name, or delete {self.folder}')
+    self._refuse_other_data(path, payload)
     state = payload['training']
     for part in ('model', 'objective', 'optimizer', 'scaler'): getattr(self, part).load_state_dict(state[part])
     if self.average:
@@ -366,6 +370,17 @@ def resume(self: Trainer) -> bool: # whether there was anything to resume
     torch.set_rng_state(state['random'].cpu())
     if 'cuda_random' in state and self.device.type == 'cuda': torch.cuda.set_rng_state(state['cuda_random'].cpu(), self.device)
     return True
+
+@patch
+def _refuse_other_data(self: Trainer, path, payload):
+    "A resumed run must find the corpus, and so the model, that it left"
+    state, remedy = payload.get('training'), f'give this run another name (run=…), or delete {self.folder} to train it anew'
+    if state is None: raise TrainingError(f'{path}: holds a model but no training state, as numbered checkpoints do; copy checkpoint_best.pt here to go on from its epoch, or {remedy}')
+    if payload['tokenizer'] != self.tokenizer.to_dict():
+        raise TrainingError(f'{path}: was trained with {len(payload["tokenizer"]["tokens"])} tokens that are not the {len(self.tokenizer)} of this corpus now; restore its transcripts, or {remedy}')
+    if self.model.settings | payload['model_settings'] != self.model.settings: raise TrainingError(f'{path}: holds a model of {payload["model_settings"]}, this run builds {self.model.settings}; restore the corpus, or {remedy}')
+    if any(h['update'] != h['epoch'] * self.updates_per_epoch for h in state['history']):
+        raise TrainingError(f'{path}: made {state["history"][0]["update"]} updates an epoch, now there would be {self.updates_per_epoch}: the training split has changed; restore it, or {remedy}')
 
 FREE = ('device', 'threads', 'data.cache', 'training.workers', 'training.gradient_norms_every', 'checkpoints.every') # may change between two sittings
 
@@ -384,37 +399,55 @@ def _stop(self: Trainer, name):
     raise TrainingStopped(text)
 
 @patch
+def name_checkpoints(self: Trainer, again=False): # whether a killed run may have done so already
+    "Give an epoch's checkpoint the names it has earned: best, and its number"
+    if self.window or not self.history: return
+    *before, wer = [h['wer'] for h in self.history]
+    if wer < min(before, default=math.inf): copy_checkpoint(self.folder/'checkpoint_last.pt', self.folder/'checkpoint_best.pt')
+    numbered = self.folder/f'checkpoint_epoch_{self.epoch:03d}.pt'
+    if self.epoch % self.config.checkpoints.every == 0 and not (again and numbered.exists()): save_checkpoint(self._payload(), numbered)
+
+@patch
 def end_epoch(self: Trainer):
     "Validate, remember, save, and say how things stand"
     start, c = time.perf_counter(), self.config
     metrics = self.validate()
     means = {k: total / count for k, (total, count) in self.sums.items()}
     self.epoch, self.window, self.sums = self.epoch + 1, 0, {}
-    improved = metrics['wer'] < self.best
     self.best = min(self.best, metrics['wer'])
     done = sum(h['seconds'] for h in self.history)
     self.history.append(dict(epoch=self.epoch, update=self.update, temperature=temperature_at(self.epoch, c.training.epochs, c.temperature), **metrics,
                              learning_rate=self.optimizer.param_groups[0]['lr'], seconds=self.seconds - done, **{f'train/{k}': v for k, v in means.items()}))
     self.log.log({f'val/{k}': v for k, v in metrics.items()} | {'epoch': self.epoch}, self.update)
     self.save()
-    if improved: copy_checkpoint(self.folder/'checkpoint_last.pt', self.folder/'checkpoint_best.pt')
-    if self.epoch % c.checkpoints.every == 0: save_checkpoint(self._payload(), self.folder/f'checkpoint_epoch_{self.epoch:03d}.pt')
+    self.name_checkpoints()
     left = (c.training.epochs - self.epoch) * self.seconds / self.epoch
     self.log.say(f'Epoch {self.epoch}/{c.training.epochs}: loss {means.get("loss", math.nan):.4f}, dev WER {metrics["wer"]:.2f} %, best {self.best:.2f} %, '
                  f'{self.history[-1]["seconds"]:.0f} s + {time.perf_counter() - start:.0f} s, about {tqdm.format_interval(left)} left')
     for sentence in check_course(self.epoch, metrics['wer'], self.best, c.monitoring, self.teacher and self.teacher.payload['best_val_wer']): self.log.say(sentence)
 
-# %% ../nbs/13_trainer.ipynb #fit
+# %% ../nbs/13_trainer.ipynb #alone
 @patch
-def fit(self: Trainer):
-    "Train from wherever the run stands to its last epoch"
+@contextmanager
+def alone(self: Trainer):
+    "Hold the run's folder against other processes, and clear away what a killed one was writing"
     self.folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(self.folder/'.lock')
     try: lock.acquire(timeout=0)
     except Timeout: raise TrainingError(f'{self.folder}: another process is training this run; wait for it, or give this one another name (run=…)') from None
-    with lock, stop_requests() as asked:
-        try:
+    try:
+        remove_unfinished(self.folder)
+        yield
+    finally: lock.release()
+
+# %% ../nbs/13_trainer.ipynb #fit
+@patch
+def fit(self: Trainer):
+    "Train from wherever the run stands to its last epoch"
+    try:
+        with self.alone(), stop_requests() as asked, closing(self.log):
             resumed = self.resume()
+            self.name_checkpoints(again=True)
             self.log.rewind(self.update)
             self._introduce(resumed)
             if not resumed: self.save()
@@ -424,8 +457,9 @@ def fit(self: Trainer):
                     self.run_epoch(asked, bar)
                     self.end_epoch()
                     if asked and self.epoch < self.config.training.epochs: self._stop(asked[0])
-        except torch.OutOfMemoryError as e: raise TrainingError(f'out of memory: {e}. Remedy: {REMEDIES["out of memory"]}') from e
-        finally: self.log.close()
+    except OSError as e:
+        raise TrainingError(f'{e}; make room on the disk that holds {self.folder} and {self.log.folder}, or mend what the message names. What was saved is intact, and the same command resumes from it') from e
+    except torch.OutOfMemoryError as e: raise TrainingError(f'out of memory: {e}. Remedy: {REMEDIES["out of memory"]}') from e
 
 # %% ../nbs/13_trainer.ipynb #introduce
 @patch

@@ -61,7 +61,7 @@ def test_dev_and_test_never_enter(tmp_path):
     manifest = pd.DataFrame({'text': ['a b', 'secret dev', 'secret test'], 'split': ['train', 'dev', 'test']})
     summary = train_language_model(manifest, tmp_path/'m.arpa', order=2)
     assert set(read_unigrams(tmp_path/'m.arpa')) == {'a', 'b'}
-    assert summary['dev']['out_of_vocabulary'] == 100 and summary['test']['sentences_in_training'] == 0
+    assert summary['dev']['out_of_vocabulary'] == 100 and set(summary['test']) == {'sentences', 'sentences_in_training'} and summary['test']['sentences_in_training'] == 0
 
 def test_gzipped_extra_text(tmp_path):
     with gzip.open(tmp_path/'x.txt.gz', 'wt', encoding='utf-8') as f: f.write('ça va\n')
@@ -82,8 +82,8 @@ def test_spelling_of_word_tokens():
 @pytest.mark.skipif(not AN4.is_dir(), reason='needs AN4 at ../shared/data/an4')
 def test_an4(tmp_path):
     texts = lambda part: [' '.join(re.sub(r'\(.*?\)|</?s>', '', line).lower().split()) for line in open(AN4/f'an4_{part}.transcription')]
-    training, held_out = texts('train'), texts('test')
-    assert sentence_overlap(training, held_out) == 26
+    training = texts('train')
+    assert sentence_overlap(training, texts('test')) == 26
+    held_out, training = training[::8], [s for i, s in enumerate(training) if i % 8] # perplexity on training text held out: orders are not compared on test
     values = [perplexity(load_language_model(estimate_arpa(training, n, tmp_path/f'{n}.arpa')), held_out) for n in (1, 2, 3, 4)]
-    assert values[0] > 2 * values[2] and all(math.isfinite(v) for v in values)
-    print(values)
+    assert values[0] > 1.5 * values[2] and all(math.isfinite(v) for v in values)

@@ -1,25 +1,30 @@
 """Runs that are killed, stopped or starved at any moment, resumed, and held against a run that nobody disturbed."""
-import json, math, multiprocessing, os, random, signal, time
+import io, json, multiprocessing, os, random, resource, shutil, signal, subprocess, sys, time
+from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest, torch
+from conftest import ROOT, environment
 
-import self_distill.checkpoint, self_distill.trainer as trainer
-from self_distill.checkpoint import CheckpointError, load_checkpoint
-from self_distill.config import build_config
+from self_distill import trainer
+from self_distill.checkpoint import load_checkpoint
+from self_distill.config import build_config, config_dict
 from self_distill.records import read_record
-from self_distill.trainer import Trainer, TrainingStopped
+from self_distill.trainer import Trainer, TrainingError
 
 EPOCHS, UPDATES = 6, 3  # of the student; updates an epoch
+TRAINING = dict(epochs=EPOCHS, batch_size=6, gradient_accumulation_steps=2, gradient_norms_every=4, optimizer=dict(learning_rate=1e-2))
 
 def settings(run, cache, **extra):
-    "A tiny run on 48 synthetic utterances: three updates an epoch, three stages of the temperature."
+    "A tiny run on 48 synthetic utterances: three updates an epoch."
     values = dict(run=run, threads=1, data=dict(utterances=48, cache=str(cache)), model=dict(num_layers=1, hidden_size=16, conv_channels=16),
-                  feature_matching=dict(teacher_layers=[0], student_layers=[0]), checkpoints=dict(every=2),
-                  training=dict(epochs=EPOCHS, batch_size=6, gradient_accumulation_steps=2, gradient_norms_every=4, optimizer=dict(learning_rate=1e-2)))
+                  feature_matching=dict(teacher_layers=[0], student_layers=[0]), checkpoints=dict(every=2), training=TRAINING)
     return build_config(values | extra)
 
-def student(cache, **extra): return settings('student', cache, seed=1, teacher=dict(checkpoint='models/teacher/checkpoint_best.pt'), **extra)
+def student(cache, **extra):
+    "Three losses, averaged weights, three stages of the temperature."
+    return settings('student', cache, seed=1, teacher=dict(checkpoint='models/teacher/checkpoint_best.pt'), **extra)
 
 # moments: each patches one function in the child process, so that its `count`-th call is the last thing that process does
 
@@ -33,13 +38,19 @@ def patched(owner, name, count, before):
         return function(*arguments, **named)
     setattr(owner, name, replacement)
 
-def half_written(payload, file):
+def half_written(payload, file, save=torch.save):
     "Write the first half of a checkpoint, make it reach the disk, and die."
-    import io
-    whole = io.BytesIO(); torch_save(payload, whole)
+    whole = io.BytesIO()
+    save(payload, whole)
     file.write(whole.getvalue()[:len(whole.getvalue())//2]); file.flush(); os.fsync(file.fileno())
     die()
-torch_save = torch.save
+
+def fill(folder):
+    "Leave no room on the file system of `folder`."
+    with open(folder/'filler', 'wb', buffering=0) as f:
+        try:
+            while f.write(bytes(4096)): pass
+        except OSError: pass
 
 MOMENTS = dict(
     step=lambda n: patched(trainer.Objective, 'forward', n, die),
@@ -50,12 +61,19 @@ MOMENTS = dict(
     before_the_second_name=lambda n: patched(os, 'link', n, die),
     log_line=lambda n: patched(trainer.RunLog, 'log', n, die),
     rewinding=lambda n: patched(trainer.RunLog, 'rewind', n, die))
+FULL = dict(
+    save=lambda n, folder: patched(torch, 'save', n, lambda *_: fill(folder)),
+    log=lambda n, folder: patched(trainer.RunLog, 'log', n, lambda *_: fill(folder)))
 
-def child(root, config, moment=None, count=1):
-    "Train in this process, which dies at the `count`-th time that `moment` comes."
+def child(root, config, prepare=None, arguments=(), wer=True):
+    "Train in this process, after `prepare(*arguments)`."
     os.environ['SELF_DISTILL_ROOT'], os.environ['TQDM_DISABLE'] = str(root), '1'
     torch.set_num_threads(1)
-    if moment: MOMENTS[moment](count)
+    multiprocessing.set_start_method('fork', force=True)  # for the processes that load data: this one came from a server, they need not
+    if wer:  # so small a model writes nothing yet: its loss stands for its WER, or the first epoch would always be the best
+        validate = Trainer.validate
+        Trainer.validate = lambda self: (m := validate(self)) | dict(wer=10*m['loss'])
+    if prepare: (MOMENTS | FULL)[prepare](*arguments)
     with open(root/'child.log', 'a') as log:
         os.dup2(log.fileno(), 1); os.dup2(log.fileno(), 2)
         trainer.train(config)
@@ -65,49 +83,56 @@ def spawn():
     "Start a training in a process of its own; a server that has torch loaded makes that cheap."
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['self_distill.trainer'])
-    def start(*arguments):
-        process = context.Process(target=child, args=arguments)
+    def start(*arguments, **named):
+        process = context.Process(target=child, args=arguments, kwargs=named)
         process.start()
         return process
     return start
 
 def finish(process, root, code=0):
-    process.join(120)
+    process.join(200)
     assert process.exitcode == code, f'exit code {process.exitcode}, not {code}:\n{(root/"child.log").read_text()[-3000:]}'
 
 @pytest.fixture(scope='module')
 def undisturbed(spawn, shared_cache, tmp_path_factory):
     "A folder with a teacher and a student whose training nobody disturbed, and the seconds that took."
     root = tmp_path_factory.mktemp('undisturbed')
-    finish(spawn(root, settings('teacher', shared_cache, training=dict(epochs=1, batch_size=6, optimizer=dict(learning_rate=1e-2)))), root)
+    finish(spawn(root, settings('teacher', shared_cache, training=TRAINING | dict(epochs=1))), root)
     start = time.monotonic()
     finish(spawn(root, student(shared_cache)), root)
     return root, time.monotonic() - start
 
+def with_teacher(folder, undisturbed):
+    "The same folder, with the undisturbed one's teacher."
+    (folder/'models').mkdir()
+    (folder/'models/teacher').symlink_to(undisturbed[0]/'models/teacher')
+    return folder
+
 @pytest.fixture
-def root(undisturbed, tmp_path):
-    "A folder with the same teacher and no student."
-    (tmp_path/'models').mkdir()
-    (tmp_path/'models/teacher').symlink_to(undisturbed[0]/'models/teacher')
-    return tmp_path
+def root(undisturbed, tmp_path): return with_teacher(tmp_path, undisturbed)
 
 # what must hold after every kill, and at the end
 
-def whole(root):
-    "Every checkpoint under its final name can be loaded; nothing of the ones being written counts."
-    found = sorted((root/'models/student').glob('*.pt'))
+def whole(root, run='student'):
+    "Every checkpoint under its final name can be loaded."
+    found = sorted((root/'models'/run).glob('*.pt'))
     for path in found: load_checkpoint(path)
-    return found
+    return [p.name for p in found]
 
-def position(root):
-    path = root/'models/student/checkpoint_last.pt'
+def position(root, run='student'):
+    "Updates that the last checkpoint holds."
+    path = root/'models'/run/'checkpoint_last.pt'
     return load_checkpoint(path)['training']['update'] if path.exists() else 0
 
-def timeless(value):
-    "A nested value without what depends on the clock."
-    if isinstance(value, dict): return {k: timeless(v) for k, v in value.items() if k not in ('seconds', 'sha256')}
-    if isinstance(value, (list, tuple)): return [timeless(v) for v in value]
-    return value
+def logged(root, run='student'):
+    "Whole lines of the run's numbers."
+    path = root/'logs'/run/'metrics.jsonl'
+    return [json.loads(l) for l in path.read_text().splitlines() if l.endswith('}')] if path.exists() else []
+
+def comparable(value):
+    "A nested value without the clock, and without what may change between two sittings."
+    if isinstance(value, dict): return {k: comparable(v) for k, v in value.items() if k not in ('seconds', 'sha256', 'workers')}
+    return [comparable(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 def differences(a, b, where=''):
     "Where two nested values differ, tensors bit by bit."
@@ -116,40 +141,140 @@ def differences(a, b, where=''):
     same = torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b or a != a and b != b
     return [] if same else [where]
 
-def assert_equal_runs(root, other):
+def assert_equal_runs(root, other, run='student', epochs=EPOCHS):
     "Weights, averages, projections, optimizer, random state, history, best and numbered checkpoints, record and logged numbers agree."
-    names = [p.name for p in whole(root)]
-    assert names == [p.name for p in whole(other)] == ['checkpoint_best.pt', *(f'checkpoint_epoch_{e:03d}.pt' for e in range(2, EPOCHS + 1, 2)), 'checkpoint_last.pt']
+    names = whole(root, run)
+    assert names == whole(other, run) == ['checkpoint_best.pt', *(f'checkpoint_epoch_{e:03d}.pt' for e in range(2, epochs + 1, 2)), 'checkpoint_last.pt']
     for name in names:
-        a, b = (timeless(load_checkpoint(r/'models/student'/name)) for r in (root, other))
-        if name == 'checkpoint_best.pt': assert a['epoch'] == b['epoch']
+        a, b = (comparable(load_checkpoint(r/'models'/run/name)) for r in (root, other))
         assert not differences(a, b), name
-    a, b = (read_record(r/'results/student.json') for r in (root, other))
-    assert timeless(a.epochs) == timeless(b.epochs) and a.decodes[0].hypotheses == b.decodes[0].hypotheses and a.decodes[0].wer == b.decodes[0].wer
-    a, b = ([json.loads(line) for line in (r/'logs/student/metrics.jsonl').read_text().splitlines()] for r in (root, other))
-    assert a == b and len(a) == EPOCHS*(UPDATES + 1)
-    left = [p.name for p in (root/'models/student').iterdir() if p.suffix != '.pt' and p.name != '.lock']
+    a, b = (read_record(r/f'results/{run}.json') for r in (root, other))
+    assert comparable(a.epochs) == comparable(b.epochs) and a.decodes[0].hypotheses == b.decodes[0].hypotheses and a.decodes[0].wer == b.decodes[0].wer
+    assert logged(root, run) == logged(other, run) and len(logged(root, run)) == epochs*(UPDATES + 1)
+    left = [p.name for p in (root/'models'/run).iterdir() if p.suffix != '.pt' and p.name not in ('.lock', 'filler')]
     assert not left, f'left behind: {left}'
 
-def kill_and_resume(spawn, root, cache, kills):
-    "Start the run again and again, kill it as `kills` says, then let it end; how many died."
-    died = 0
-    for kill in kills:
-        before = position(root)
-        if isinstance(kill, tuple): process = spawn(root, student(cache), *kill)
-        else:
-            process = spawn(root, student(cache))
-            process.join(kill)
-            process.kill()
-        process.join(120)
-        assert process.exitcode in (-signal.SIGKILL, 0), (root/'child.log').read_text()[-3000:]
-        died += process.exitcode != 0
-        whole(root)
-        assert position(root) >= before
-    finish(spawn(root, student(cache)), root)
-    return died
+# kills
+
+def sitting(spawn, root, config, kill):
+    "Train until `kill` comes, seconds or (moment, count); the exit code, -9 where it came before the end."
+    process = spawn(root, config, kill[0], (kill[1],)) if isinstance(kill, tuple) else spawn(root, config)
+    process.join(None if isinstance(kill, tuple) else kill)
+    process.kill()
+    process.join()
+    assert process.exitcode in (-signal.SIGKILL, 0), f'{kill}:\n{(root/"child.log").read_text()[-3000:]}'
+    whole(root)
+    lost = max([0, *(line['update'] - position(root) for line in logged(root))])
+    assert lost <= UPDATES, f'{kill} cost {lost} updates, more than an epoch'
+    return process.exitcode
 
 def test_killed_runs_end_as_if_nothing_had_happened(spawn, root, undisturbed, shared_cache):
-    kills = [('step', 9), ('half_a_checkpoint', 2), ('before_the_second_name', 1), ('validation', 2)]
-    assert kill_and_resume(spawn, root, shared_cache, kills) == len(kills)
+    for kill in [('step', 9), ('half_a_checkpoint', 2), ('before_the_second_name', 1), ('validation', 2)]:
+        assert sitting(spawn, root, student(shared_cache), kill) == -signal.SIGKILL
+    finish(spawn(root, student(shared_cache)), root)
+    assert_equal_runs(root, undisturbed[0])
+
+@pytest.mark.torture
+@pytest.mark.timeout(3600)
+def test_many_kills(spawn, undisturbed, shared_cache, tmp_path_factory, capsys):
+    "At least 32 kills, half at random times, half inside a moment drawn at random; every other run has a process that loads its data."
+    seed, kills, runs, starts = int(os.environ.get('TORTURE_SEED', time.time_ns() % 10**6)), Counter(), 0, 0
+    chance = random.Random(seed)
+    while kills.total() < 32:
+        root, config, code = with_teacher(tmp_path_factory.mktemp('run'), undisturbed), student(shared_cache, training=TRAINING | dict(workers=runs % 2)), -1
+        runs += 1
+        while code != 0:
+            kill = chance.uniform(0, undisturbed[1]) if chance.random() < 0.5 else (chance.choice(sorted(MOMENTS)), chance.randint(1, 8))
+            code = sitting(spawn, root, config, kill)
+            starts += 1
+            if code: kills[kill[0].replace('_', ' ') if isinstance(kill, tuple) else 'a random time'] += 1
+        assert_equal_runs(root, undisturbed[0])
+    with capsys.disabled():
+        print(f'\n{kills.total()} kills in {starts} starts of {runs} runs (TORTURE_SEED={seed}): no corrupt file, no kill cost more than its epoch, '
+              f'every run ended equal to the undisturbed one.\nKilled at ' + ', '.join(f'{name} ({n})' for name, n in kills.most_common()))
+
+# stop signals, through papermill
+
+LONG = 24  # epochs: some seconds in which to stop
+
+@pytest.fixture(scope='module')
+def long_run(spawn, shared_cache, tmp_path_factory):
+    "A longer run without a teacher, that nobody disturbed: its config and its folder."
+    root, config = tmp_path_factory.mktemp('long'), settings('long', shared_cache, training=TRAINING | dict(epochs=LONG))
+    finish(spawn(root, config, wer=False), root)
+    return config, root
+
+def command(kind, config, root):
+    "How a person starts a training."
+    if kind == 'self-distill': return [Path(sys.executable).with_name('self-distill'), 'train', '--config', config]
+    return [sys.executable, '-m', 'papermill', ROOT/'nbs/30_train.ipynb', root/'train.ipynb', '-k', 'python3', '-p', 'config', config]
+
+@pytest.mark.parametrize('kind, signal_name', [('self-distill', 'SIGTERM'), ('papermill', 'SIGINT'),
+                                               *(pytest.param(*p, marks=pytest.mark.torture) for p in (('self-distill', 'SIGINT'), ('papermill', 'SIGTERM')))])
+def test_a_stop_signal_writes_a_checkpoint_first(kind, signal_name, long_run, spawn, tmp_path, monkeypatch):
+    config, undisturbed = long_run
+    (tmp_path/'long.yaml').write_text(json.dumps(config_dict(config)))
+    with open(tmp_path/'out.log', 'w') as out:
+        process = subprocess.Popen([str(c) for c in command(kind, tmp_path/'long.yaml', tmp_path)], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT,
+                                   env=environment(ROOT, SELF_DISTILL_ROOT=str(tmp_path)), start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while len(logged(tmp_path, 'long')) < 6 and process.poll() is None and time.monotonic() < deadline: time.sleep(0.02)
+        if signal_name == 'SIGINT': os.killpg(process.pid, signal.SIGINT)  # as a terminal does at Ctrl-C
+        else: process.terminate()
+        code = process.wait(60)
+    finally:
+        if process.poll() is None: os.killpg(process.pid, signal.SIGKILL)
+    said = (tmp_path/'out.log').read_text()
+    assert code != 0 and 0 < position(tmp_path, 'long') < LONG*UPDATES, f'exit code {code}:\n{said[-3000:]}'
+    assert 'Stopped by SIG' in (tmp_path/'logs/training.log').read_text(), said[-3000:]
+    finish(spawn(tmp_path, config, wer=False), tmp_path)
+    assert_equal_runs(tmp_path, undisturbed, 'long', LONG)
+
+# a full disk
+
+@contextmanager
+def small_disk(folder, size):
+    "A file system of `size` bytes at `folder`."
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.geteuid() or subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', folder], capture_output=True).returncode:
+        pytest.skip('only root can mount a small file system; test_checkpoint.py limits the size of files instead')
+    try: yield
+    finally: subprocess.run(['umount', '-l', folder], check=True)
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='mounts a file system')
+@pytest.mark.parametrize('what, folder', [('save', 'models/student'), ('log', 'logs')])
+def test_a_full_disk_costs_nothing_that_was_written(what, folder, spawn, root, undisturbed, shared_cache):
+    with small_disk(root/folder, 4*2**20):
+        finish(spawn(root, student(shared_cache), what, (6, root/folder)), root, code=1)
+        error = (root/'child.log').read_text().strip().splitlines()[-1]
+        assert 'Error: ' in error and ('Free disk space' if what == 'save' else 'No space left on device; make room on the disk') in error, error
+        assert 'checkpoint_last.pt' in whole(root) and position(root) > 0
+        (root/folder/'filler').unlink()
+        finish(spawn(root, student(shared_cache)), root)
+        assert_equal_runs(root, undisturbed[0])
+
+# at the same time
+
+def test_two_processes_never_train_one_run(spawn, shared_cache, tmp_path, monkeypatch):
+    monkeypatch.setenv('SELF_DISTILL_ROOT', str(tmp_path))
+    config = settings('long', shared_cache, training=TRAINING | dict(epochs=LONG))
+    second, first = Trainer(config), spawn(tmp_path, config)
+    while not logged(tmp_path, 'long') and first.is_alive(): time.sleep(0.02)
+    with pytest.raises(TrainingError, match='another process is training this run; wait for it, or give this one another name'): second.fit()
+    first.kill(); first.join()
+    with second.alone(): pass  # a dead process holds nothing
+
+def test_runs_that_start_together_make_one_cache_and_equal_weights(spawn, undisturbed, tmp_path_factory):
+    "An empty cache, two writers: the demo corpus is spoken and its features are computed by both at once."
+    cache = tmp_path_factory.mktemp('cache')
+    roots = [with_teacher(tmp_path_factory.mktemp('together'), undisturbed) for _ in range(2)]
+    for process, root in [(spawn(root, student(cache)), root) for root in roots]: finish(process, root)
+    last = [comparable(load_checkpoint(r/'models/student/checkpoint_last.pt')) for r in (undisturbed[0], *roots)]
+    for other in last[1:]: assert not differences({k: v for k, v in last[0].items() if k != 'config'}, {k: v for k, v in other.items() if k != 'config'})
+    left = [p for p in cache.rglob('*') if p.suffix in ('.part', '.tmp')]
+    assert not left and len(list(cache.glob('demo-*'))) == 1
+
+def test_processes_that_load_data_change_nothing(spawn, root, undisturbed, shared_cache):
+    finish(spawn(root, student(shared_cache, training=TRAINING | dict(workers=2))), root)
     assert_equal_runs(root, undisturbed[0])

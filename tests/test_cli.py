@@ -1,0 +1,214 @@
+"The command line as a person meets it: what is printed, what is written, exit codes, and one clear line for each mistake."
+import os, re, shutil, subprocess, sys
+
+import numpy as np, pandas as pd, pytest
+from conftest import ROOT, environment
+from pictures import picture_config, picture_values, write_pictures
+from ruamel.yaml import YAML
+
+from self_distill.checkpoint import load_checkpoint
+from self_distill.cli import main, named_systems
+from self_distill.language_model import estimate_arpa
+from self_distill.records import read_ledger, read_record
+from self_distill.trainer import train
+
+BEST, OTHER = 'models/pictures/checkpoint_best.pt', 'models/other/checkpoint_best.pt'
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    "A root with two trained seeds of a tiny run, and one trained on capital letters."
+    folder, before = tmp_path_factory.mktemp('cli'), os.environ.get('SELF_DISTILL_ROOT')
+    os.environ['SELF_DISTILL_ROOT'] = str(folder)
+    (folder/'capitals').mkdir()
+    write_pictures(folder)
+    write_pictures(folder/'capitals', upper=True)
+    for config in (picture_config(), picture_config('other', seed=1),
+                   picture_config('capitals', data=dict(path='capitals/pictures.csv'), text=dict(case='upper'), training=dict(epochs=1))): train(config)
+    YAML().dump(picture_values(), folder/'pictures.yaml')
+    yield folder
+    os.environ.pop('SELF_DISTILL_ROOT') if before is None else os.environ.__setitem__('SELF_DISTILL_ROOT', before)
+
+@pytest.fixture
+def say(root, capsys):
+    "Run a command in this process: exit code, what it printed, what it complained of."
+    def run(*words):
+        code = 0
+        try: main([str(w) for w in words])
+        except SystemExit as e: code = e.code or 0
+        return code, *capsys.readouterr()
+    return run
+
+@pytest.fixture
+def refuses(say):
+    "A command that must fail with one line."
+    def run(*words):
+        code, out, err = say(*words)
+        lines = err.strip().splitlines()
+        assert code == 1 and len(lines) == 1 and lines[0].startswith('self-distill: '), (code, out, err)
+        return lines[0]
+    return run
+
+def number(name, text): return float(re.search(rf'^{re.escape(name)}: ([-\d.]+)%$', text, re.M)[1])
+
+# what commands do
+
+def test_evaluate(say, root):
+    code, out, err = say('evaluate', '--checkpoint', BEST)
+    assert code == 0 and number('Dev WER (greedy)', out) == pytest.approx(load_checkpoint(BEST)['best_val_wer'], abs=0.01)
+
+def test_the_guides_beam_command(say, root):
+    before = len(read_ledger())
+    code, out, err = say('evaluate-beam', '--checkpoint', BEST, '--split', 'test', '--lm_weight', '0.9', '--beam_width', '10', '--why', 'the test of tests')
+    assert code == 0, err
+    greedy, beam, gain = (number(n, out) for n in ('Test WER (greedy)', 'Test WER (beam)', 'Improvement'))
+    assert gain == pytest.approx(greedy - beam, abs=0.011) and beam < greedy
+    assert list(read_ledger().why[before:]) == ['the test of tests'] * 2
+    assert {(d.split, d.decoder) for d in read_record('results/pictures.json').decodes} >= {('test', 'greedy'), ('test', 'beam')}
+
+def test_dashes_and_underscores_mean_the_same(say):
+    texts = [say('evaluate-beam', '--checkpoint', BEST, f'--lm{s}weight', 0.4, f'--word{s}bonus', 1, f'--beam{s}width', 5, '--workers', 1)[1] for s in '-_']
+    assert texts[0] == texts[1] and 'lm_weight 0.4 (given)' in texts[0]
+
+def test_search_and_then_its_values(say, root):
+    code, out, err = say('search', '--checkpoint', OTHER, '--lm_weights', '0.2,0.6', '--word-bonuses', '0.5', '--beam_widths', '4,8', '--workers', 1)
+    assert code == 0 and 'Chosen on dev of 4 points' in out and (root/'models/other/decoding.json').exists()
+    assert 'word_bonus 0.5 (searched on dev)' in say('evaluate-beam', '--checkpoint', OTHER, '--workers', 1)[1]
+
+def test_several_checkpoints_are_an_ensemble(say, root):
+    members = [w for e in (4, 5, 6) for w in ('--checkpoint', f'models/pictures/checkpoint_epoch_{e:03d}.pt')]
+    assert say('evaluate', *members)[0] == 0
+    assert say('evaluate-beam', *members, '--workers', 1)[0] == 0
+    assert say('search', *members, '--lm-weights', '0.5', '--word-bonuses', '1', '--beam-widths', '5', '--workers', 1)[0] == 0
+    record = read_record('results/pictures.json')
+    assert {d.decoder for d in record.decodes if d.checkpoint == 'ensemble_004_005_006'} == {'greedy', 'beam'}
+    assert 'search/ensemble_004_005_006/wer' in record.arrays
+
+def test_ensemble_by_epochs_and_by_dev_wer(say, root):
+    code, out, err = say('ensemble', '--run', 'pictures', '--epochs', '4,5,6')
+    assert code == 0 and 'mean of probabilities' in out and 'mean of weights' in out and (root/'models/pictures/checkpoint_average.pt').exists()
+    code, out, err = say('ensemble', '--run', 'pictures', '--best', 2)
+    assert code == 0 and out.count('member') == 2
+    code, out, err = say('ensemble', '--checkpoint', BEST, '--checkpoint', OTHER)
+    assert code == 0 and 'ensemble_of_other_pictures/ensemble_best_best' in out and 'mean of weights' not in out
+
+def test_lm(say, root):
+    (root/'more.txt').write_text('The Sea is late!\n')
+    code, out, err = say('lm', '--config', 'pictures.yaml', '--order', 2, '--text', 'more.txt')
+    assert code == 0, err
+    assert all(words in out for words in ('dev perplexity', 'unknown dev words', 'dev sentences in the text', 'test sentences in the text', '.arpa are written'))
+    assert re.search(r'^sentences +81 +81$', out, re.M)                               # 80 of the training split, one of the file
+
+def test_compare(say, root):
+    for run in ('pictures', 'other'):
+        say('evaluate', '--checkpoint', f'models/{run}/checkpoint_best.pt', '--split', 'test')
+    code, out, err = say('compare', 'pictures', 'other', '--decoder', 'greedy')
+    assert code == 0 and 'WER' in out                                                 # two seeds of one recipe: one row
+    say('evaluate', '--checkpoint', 'models/pictures/checkpoint_epoch_001.pt', '--split', 'test')
+    code, out, err = say('compare', 'pictures@epoch_001', 'pictures', '--decoder', 'greedy')
+    assert code == 0 and 'against pictures epoch_001' in out and re.search(r'p [=<] [\d.]+', out)
+    assert [s.checkpoint for s in named_systems(['pictures@epoch_001', 'results/pictures.json'])] == ['epoch_001', 'best']
+    code, out, err = say('compare')
+    assert code == 0 and 'Test set' in out
+
+def test_a_copy_of_the_corpus_elsewhere(say, root, tmp_path):
+    for path in root.glob('*.npy'): shutil.copy(path, tmp_path)
+    shutil.copy(root/'pictures.csv', tmp_path)
+    here, there = (say('evaluate', '--checkpoint', BEST, *more) for more in ((), (f'data.path={tmp_path/"pictures.csv"}',)))
+    assert here == there
+
+def test_train_in_this_process(say, root):
+    code, out, err = say('train', '--no-notebook', '--config', 'pictures.yaml', 'run=third', 'training.epochs=1')
+    assert code == 0 and (root/'results/third.json').exists()
+
+# mistakes
+
+@pytest.mark.parametrize('words, told', [
+    (('evaluate', '--checkpoint', 'models/nobody/checkpoint_best.pt'), 'no such checkpoint'),
+    (('evaluate', '--checkpoint', 'models/pictures/checkpoint_epoch_070.pt'), 'its folder holds'),
+    (('evaluate', '--checkpoint', 'models/pictures'), 'is a folder'),
+    (('evaluate', '--checkpoint', 'pictures.csv'), 'not a checkpoint'),
+    (('evaluate', '--checkpoint', BEST, '--split', 'tset'), 'choose train, dev, test'),
+    (('evaluate', '--checkpoint', BEST, '--device', 'gpu'), 'choose auto'),
+    (('evaluate', '--checkpoint', BEST, 'model.num_layers=2'), 'only data.… can be set here'),
+    (('evaluate', '--checkpoint', BEST, 'data.pth=x'), 'nearest valid key is `data.path`'),
+    (('evaluate', '--checkpoint', BEST, 'data.path=nowhere.csv'), 'no such manifest'),
+    (('evaluate', '--checkpoint', BEST, '--checkpoint', BEST), 'given twice'),
+    (('evaluate', '--checkpoint', BEST, '--checkpoint', 'models/capitals/checkpoint_best.pt'), 'write other tokens'),
+    (('evaluate', '--checkpoint', BEST, 'data.path=empty.csv'), 'no utterance in split test'),
+    (('evaluate', '--checkpoint', BEST, 'data.path=letters.csv'), "'z'"),
+    (('evaluate-beam', '--checkpoint', BEST, '--language_model', 'missing.arpa'), 'no such language model'),
+    (('evaluate-beam', '--checkpoint', BEST, '--language_model', 'pictures.csv'), 'is not a language model'),
+    (('evaluate-beam', '--checkpoint', BEST, '--language_model', 'capitals.arpa'), 'are of another case'),
+    (('evaluate-beam', '--checkpoint', BEST, '--language_model', 'greek.arpa'), 'does not fit the tokenizer'),
+    (('evaluate-beam', '--checkpoint', BEST, '--lm_weight', '-1'), 'alpha -1'),
+    (('evaluate-beam', '--checkpoint', BEST, '--engine', 'magic'), 'choose one of'),
+    (('search', '--checkpoint', BEST, '--lm-weights', '0.5;1'), 'commas between'),
+    (('search', '--checkpoint', BEST, '--language-model', 'capitals.arpa'), 'are of another case'),
+    (('lm', '--config', 'pictures.yml'), 'no such config file'),
+    (('lm', '--config', 'pictures.yaml', '--text', 'missing.txt'), 'missing.txt'),
+    (('ensemble', '--run', 'pictures'), 'no such checkpoint'),
+    (('ensemble', '--run', 'pictures', '--best', '90'), '6 numbered checkpoints, 90 asked for'),
+    (('ensemble', '--run', 'pictures', '--checkpoint', BEST), 'name the members'),
+    (('ensemble', '--checkpoint', BEST), 'at least two'),
+    (('compare', 'nobody'), 'no such record'),
+    (('compare', 'pictures@epoch_099'), 'epoch_099'),
+    (('compare', 'pictures', '--split', 'train'), 'no decoder has read train'),
+    (('train', '--config', 'pictures.yaml', '--no-notebook', 'training.epoch=1'), 'nearest valid key is `training.epochs`'),
+], ids=lambda o: ' '.join(o[:1] + o[-2:]) if isinstance(o, tuple) else '')
+def test_mistakes(words, told, refuses, root):
+    table = pd.read_csv(root/'pictures.csv')
+    table[table.split != 'test'].to_csv(root/'empty.csv', index=False)
+    table.assign(text=['zoo' if s == 'dev' else t for s, t in zip(table.split, table.text)]).to_csv(root/'letters.csv', index=False)
+    if not (root/'greek.arpa').exists():
+        estimate_arpa(['THE SEA IS SAD'], 2, root/'capitals.arpa')
+        estimate_arpa(['η θάλασσα', 'το άστρο'], 2, root/'greek.arpa')
+    ledger = len(read_ledger())
+    assert told in refuses(*words)
+    assert len(read_ledger()) == ledger
+
+def test_values_of_former_weights_are_refused(say, refuses, root):
+    shutil.copytree(root/'models/pictures', root/'models/again')
+    say('search', '--checkpoint', 'models/again/checkpoint_best.pt', '--lm-weights', '0.5', '--word-bonuses', '1', '--beam-widths', '5', '--workers', 1)
+    shutil.copy(root/'models/pictures/checkpoint_epoch_001.pt', root/'models/again/checkpoint_best.pt')
+    line = refuses('evaluate-beam', '--checkpoint', 'models/again/checkpoint_best.pt')
+    assert 'self-distill search' in line and 'lm_weight, word_bonus and beam_width' in line
+
+def test_a_damaged_checkpoint(refuses, root):
+    path = root/'models/damaged/checkpoint_best.pt'
+    path.parent.mkdir()
+    path.write_bytes((root/BEST).read_bytes()[:5000])
+    assert 'damaged' in refuses('evaluate', '--checkpoint', path)
+
+def test_wrong_usage_is_exit_code_2(say):
+    for words in (('evaluate',), ('evaluate', '--checkpint', BEST), ('evaluate-beam', '--checkpoint', BEST, '--beam_width', '0'), ('evalute',)):
+        code, out, err = say(*words)
+        assert code == 2 and 'Error: ' in err and 'Traceback' not in err
+
+# as a process, from another folder
+
+SMALL_GRID = 'import functools, self_distill.cli as cli; cli.search_beam = functools.partial(cli.search_beam, alphas=[0.5], betas=[1.5], beam_widths=[5]);'
+
+def process(root, *words, first=''): # `first`: Python to run before
+    command = [sys.executable, '-c', f'{first}\nfrom self_distill.cli import main; main()', *words]
+    return subprocess.run(command, cwd=root/'models', env=environment(ROOT, SELF_DISTILL_ROOT=str(root)), capture_output=True, text=True, timeout=500)
+
+def test_a_process_from_another_folder(root):
+    done = process(root, 'evaluate', '--checkpoint', BEST)
+    assert done.returncode == 0 and 'Dev WER (greedy)' in done.stdout and not done.stderr, done.stderr
+    done = process(root, 'evaluate-beam', '--checkpoint', BEST, '--language_model', 'missing.arpa')
+    assert done.returncode == 1 and done.stderr.startswith('self-distill: ') and len(done.stderr.splitlines()) == 1
+
+def test_demo_in_small_twice(tmp_path, shared_cache):
+    shutil.copytree(ROOT/'configs', tmp_path/'configs')
+    (tmp_path/'models').mkdir()
+    small = ['data.utterances=48', f'data.cache={shared_cache}', 'model.num_layers=2', 'model.hidden_size=16', 'model.conv_channels=16', 'threads=1',
+             'training.epochs=1', 'feature_matching.teacher_layers=[0, 1]', 'feature_matching.student_layers=[0, 1]']
+    first = process(tmp_path, 'demo', *small, first=SMALL_GRID)
+    assert first.returncode == 0, first.stderr
+    for words in ('Teacher loaded', 'Test WER (beam)', 'Improvement', 'Model', 'demo_student', 'results/test_ledger.jsonl', 'synthetic speech'): assert words in first.stdout, words
+    assert re.search(r'p [=<] [\d.]+', first.stdout)
+    ledger = (tmp_path/'results/test_ledger.jsonl').read_text()
+    assert len(ledger.splitlines()) == 4                                              # two models, greedy and beam
+    second = process(tmp_path, 'demo', *small, first=SMALL_GRID)
+    assert second.returncode == 0 and (tmp_path/'results/test_ledger.jsonl').read_text() == ledger
+    assert first.stdout.partition('5 of 5')[2].rpartition('\n\n')[0] == second.stdout.partition('5 of 5')[2].rpartition('\n\n')[0]

@@ -1,0 +1,172 @@
+"""The trainer's promises that a page cannot hold: accumulation, numbers that are not finite, and what a resumed run refuses."""
+import math, shutil
+
+import pytest, torch
+from test_torture import TRAINING, settings
+
+from self_distill import trainer
+from self_distill.batches import epoch_batches
+from self_distill.checkpoint import load_checkpoint, load_model, save_checkpoint
+from self_distill.trainer import Trainer, TrainingError
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv('SELF_DISTILL_ROOT', str(tmp_path))
+    return tmp_path
+
+@pytest.fixture(scope='module')
+def trained(shared_cache, tmp_path_factory):
+    "The folder of a run of two epochs."
+    root = tmp_path_factory.mktemp('trained')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('SELF_DISTILL_ROOT', str(root))
+        trainer.train(short(shared_cache))
+    return root
+
+def short(cache, run='short', **training): return settings(run, cache, training=TRAINING | dict(epochs=2) | training)
+
+@pytest.fixture
+def copy(trained, root):
+    "The same folder, for one test to damage."
+    shutil.copytree(trained, root, dirs_exist_ok=True)
+    return root/'models/short/checkpoint_last.pt'
+
+# accumulation
+
+@pytest.mark.parametrize('batch_size, steps', [(6, 1), (6, 2), (6, 4), (7, 3), (36, 3), (5, 8)])
+def test_every_utterance_is_in_one_update_an_epoch(batch_size, steps, shared_cache, monkeypatch):
+    windows = []
+    def step(self, window, T): windows.append([i for batch in window for i in batch.ids]); return dict(hard_ctc_loss=1., gradient_norm=1.)
+    monkeypatch.setattr(Trainer, 'train_step', step)
+    run = Trainer(short(shared_cache, batch_size=batch_size, gradient_accumulation_steps=steps))
+    run.log.rewind(0)
+    for stop in (False, True):
+        windows.clear(); run.window = run.update = 0
+        if stop:  # in the middle: what is left makes the same updates
+            with pytest.raises(trainer.TrainingStopped): run.run_epoch(['SIGTERM'], trainer.tqdm(disable=True))
+        run.run_epoch([], trainer.tqdm(disable=True))
+        batches = epoch_batches(run.train_set.lengths, batch_size, 0, 1)
+        expected = [[run.train_set.rows.id[i] for batch in batches[k:k + steps] for i in batch] for k in range(0, len(batches), steps)]
+        assert windows == expected and len(windows) == run.updates_per_epoch == run.update
+    run.log.close()
+
+# numbers
+
+def poisoned(run, make=lambda x: x*math.nan, ids=None):
+    "The run, with the features of some training utterances spoilt."
+    read = run.corpus.read
+    run.corpus.read = lambda row: make(read(row)) if row.id.startswith('train') and (ids is None or row.id in ids) else read(row)
+    return run
+
+@pytest.mark.parametrize('make', [lambda x: x*math.nan, lambda x: x + math.inf], ids=['nan', 'inf'])
+def test_a_poisoned_utterance_is_skipped_counted_and_named(make, shared_cache, root, capsys):
+    run = poisoned(Trainer(short(shared_cache)), make, ['train-0003'])
+    run.fit()
+    assert run.skipped == 2 and run.update == 6 and run.bad in (0, 1)  # once an epoch
+    assert all(torch.isfinite(p).all() for p in (*run.model.state_dict().values(), *run.average.state_dict().values()))
+    named = [line for line in (root/'logs/training.log').read_text().splitlines() if 'Skipped update' in line]
+    assert len(named) == 2 and all('train-0003' in line and len(line.split('utterances ')[1].split(', ')) == 12 for line in named)
+    assert trainer.train(short(shared_cache)).times['skipped_updates'] == 2
+
+def test_gradients_that_are_not_finite_change_nothing(shared_cache):
+    run = Trainer(short(shared_cache))
+    batch = next(iter(trainer.loader(run.train_set, [[0, 1, 2]])))
+    run.train_step([batch], 4.)
+    before = [v.clone() for v in (*run.model.state_dict().values(), *run.average.state_dict().values(), *(s for p in run.optimizer.state.values() for s in p.values()))]
+    next(run.model.parameters()).register_hook(lambda g: g*math.inf)
+    numbers = run.train_step([batch], 4.)
+    after = [*run.model.state_dict().values(), *run.average.state_dict().values(), *(s for p in run.optimizer.state.values() for s in p.values())]
+    assert math.isfinite(numbers['hard_ctc_loss']) and not math.isfinite(numbers['gradient_norm']) and run.skipped == 1
+    assert len(before) == len(after) and all(torch.equal(a, b) for a, b in zip(before, after))
+
+def test_too_many_bad_steps_stop_with_the_last_good_checkpoint(shared_cache, root):
+    config = settings('short', shared_cache, training=TRAINING | dict(epochs=3), monitoring=dict(max_bad_steps=3))
+    run = Trainer(config)
+    validate = run.validate
+    def after_validation(): poisoned(run); return validate()
+    run.validate = after_validation  # all is well in the first epoch, and nothing from then on
+    with pytest.raises(TrainingError, match=r'3 updates in a row were not finite\. The last good checkpoint is .*checkpoint_last\.pt\. Remedy: lower training\.optimizer\.learning_rate'): run.fit()
+    good = load_checkpoint(root/'models/short/checkpoint_last.pt')
+    assert good['epoch'] == 1 and good['training']['skipped'] == 0
+    assert all(torch.isfinite(v).all() for v in good['model'].values())
+
+def test_utterances_too_short_for_their_labels_are_listed_and_left_out(shared_cache, root):
+    long = 'far too many words for so short a recording ' * 8
+    def with_long_text(load):
+        def loaded(*settings):
+            corpus = load(*settings)
+            corpus.manifest.loc[corpus.manifest.id == 'train-0005', 'text'] = long.strip()
+            return corpus
+        return loaded
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, 'load_corpus', with_long_text(trainer.load_corpus))
+        record = trainer.train(short(shared_cache))
+    said = (root/'logs/training.log').read_text()
+    assert 'Excluded: 1 utterances (train-0005: ' in said and '(35 train, 6 dev utterances)' in said
+    assert any(note.startswith('excluded train-0005: ') and 'its labels need' in note for note in record.notes)
+
+# resuming
+
+def refused(cache, match, **training):
+    with pytest.raises(TrainingError, match=match): Trainer(short(cache, **training)).fit()
+
+def rewrite(path, **changes): save_checkpoint(load_checkpoint(path) | changes, path)
+
+def test_a_resumed_run_refuses_other_settings(copy, shared_cache):
+    refused(shared_cache, r'training\.epochs: 2 → 3.*Give this run another name', epochs=3)
+    refused(shared_cache, 'training.precision', precision='bfloat16')
+
+def test_a_resumed_run_accepts_another_device_cache_or_number_of_processes(copy, shared_cache, tmp_path_factory):
+    config = short(shared_cache, workers=1, gradient_norms_every=0)
+    config.threads, config.monitoring.max_bad_steps = 2, 7
+    assert Trainer(config).resume()
+    torch.set_num_threads(1)
+
+def test_a_resumed_run_refuses_another_vocabulary(copy, shared_cache):
+    tokens = load_checkpoint(copy)['tokenizer']
+    rewrite(copy, tokenizer=tokens | dict(tokens=[*tokens['tokens'][:-1], 'é']))
+    refused(shared_cache, 'trained with 29 tokens that are not the 29 of this corpus now; restore its transcripts')
+
+def test_a_resumed_run_refuses_another_training_split(copy, shared_cache):
+    state = load_checkpoint(copy)['training']
+    for h in state['history']: h['update'] = 5*h['epoch']
+    rewrite(copy, training=state)
+    refused(shared_cache, 'made 5 updates an epoch, now there would be 3: the training split has changed')
+
+def test_a_checkpoint_without_training_state_says_where_to_go_on_from(copy, shared_cache):
+    shutil.copy(copy.parent/'checkpoint_epoch_002.pt', copy)
+    refused(shared_cache, 'holds a model but no training state.*copy checkpoint_best.pt here')
+    shutil.copy(copy.parent/'checkpoint_best.pt', copy)
+    assert Trainer(short(shared_cache)).resume()
+
+def test_a_setting_that_came_later_has_its_default(copy, shared_cache):
+    config = load_checkpoint(copy)['config']
+    del config['features']['n_mels'], config['augmentation']
+    rewrite(copy, config=config)
+    assert Trainer(short(shared_cache)).resume()
+
+def test_another_teacher_is_refused(copy, shared_cache):
+    taught = settings('taught', shared_cache, teacher=dict(checkpoint='models/short/checkpoint_best.pt'), training=TRAINING | dict(epochs=1))
+    Trainer(taught).fit()
+    rewrite(copy.parent/'checkpoint_best.pt', best_val_wer=1.)
+    with pytest.raises(TrainingError, match='taught by another teacher'): Trainer(taught).fit()
+
+def test_a_finished_run_returns_its_record_and_writes_nothing(copy, shared_cache, root):
+    before = {p: p.stat().st_mtime_ns for p in (root/'models').rglob('*.pt')}
+    record = trainer.train(short(shared_cache))
+    assert len(record.epochs) == 2 and {p: p.stat().st_mtime_ns for p in (root/'models').rglob('*.pt')} == before
+
+@pytest.mark.parametrize('precision', ['bfloat16', 'float32'])
+def test_a_run_moves_to_another_precision_as_a_new_run_taught_by_it(precision, copy, shared_cache, root):
+    "A model trained in one precision teaches, and is evaluated, in any other."
+    run = Trainer(settings('moved', shared_cache, teacher=dict(checkpoint=str(copy)), training=TRAINING | dict(epochs=1, precision=precision), memory_optimization=dict(teacher_fp16=True)))
+    run.fit()
+    assert all(p.dtype == torch.float32 for p in load_model(root/'models/moved/checkpoint_best.pt').model.parameters())
+
+# course
+
+def test_where_folders_cannot_be_made_the_error_says_so(shared_cache, root):
+    (root/'models').mkdir(); (root/'models/short').write_text('a file')
+    refused(shared_cache, r'models/short.*mend what the message names')
+    (root/'logs/short').rmdir(); (root/'logs/short').write_text('a file')
+    refused(shared_cache, r'logs/short: the log folder cannot be made')

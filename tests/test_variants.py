@@ -1,0 +1,253 @@
+"What the pages of model and decoding cannot show: options A, B and C across runs, old checkpoints, and files that others left."
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest, torch
+from pictures import picture_config, write_pictures
+
+from self_distill.checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint
+from self_distill.config import Config, ModelConfig, build_config, config_dict, config_hash, root_path
+from self_distill.decoding import (DEFAULTS, Ensemble, average_weights, decoding_folder, decoding_values, evaluate_beam, evaluate_ensemble, evaluate_models,
+                                   language_model_for, load_ensemble, ngram_order, numbered_checkpoints, open_corpus, open_model, search_beam, search_table)
+from self_distill.language_model import estimate_arpa, file_sha256, read_unigrams
+from self_distill.loss import hard_loss
+from self_distill.model import BiLSTMCTC, SelfAttention, build_model, count_parameters, frame_mask
+from self_distill.records import RecordError, find_decode, read_ledger, read_record, record_path
+from self_distill.trainer import train
+
+def tiny(heads, **more): return BiLSTMCTC(7, 5, num_layers=2, hidden_size=16, conv_channels=24, dropout=0., attention_heads=heads, **more)
+
+# option B: attention
+
+def test_without_attention_nothing_has_changed():
+    torch.manual_seed(3)
+    plain, drawn = tiny(0), torch.rand(1)
+    torch.manual_seed(3)
+    with_it = tiny(4)
+    assert not any('attention' in key for key in plain.state_dict()) and 'attention_heads' not in plain.settings
+    for key, value in plain.state_dict().items(): assert torch.equal(value, with_it.state_dict()[key]), key
+    torch.manual_seed(3)
+    build_model(ModelConfig(num_layers=2, hidden_size=16, conv_channels=24), 7, 5)
+    assert torch.rand(1) == drawn
+
+def test_a_config_without_attention_is_the_config_it_was():
+    assert 'attention_heads' not in config_dict(Config())['model']
+    assert config_hash(build_config(dict(model=dict(attention_heads=0)))) == config_hash(Config()) != config_hash(build_config(dict(model=dict(attention_heads=4))))
+
+@pytest.mark.parametrize('heads', [1, 4, 8])
+def test_attention_parameters(heads):
+    sizes = [count_parameters(build_model(ModelConfig(attention_heads=n), 80, 29)) for n in (0, heads)]
+    assert sizes[1] - sizes[0] == 4 * 256**2 + 6 * 256 == 263_680
+
+@pytest.mark.parametrize('heads', [0, 1, 4])
+def test_padding_never_counts(heads):
+    torch.manual_seed(0)
+    model, lengths, labels = tiny(heads), torch.tensor([41, 9, 30]), torch.randint(1, 5, (3, 2))
+    batch = torch.randn(3, 80, 7)
+    def gradients(frames, order):
+        model.zero_grad()
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm1d): module.reset_running_stats()
+        out = model.train()(batch[order, :frames], lengths[order])
+        hard_loss(out.logits, out.lengths, labels[order], torch.full((3,), 2)).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+    tight = gradients(41, [0, 1, 2])
+    assert torch.allclose(gradients(80, [0, 1, 2]), tight, atol=1e-4)
+    assert torch.allclose(gradients(60, [2, 0, 1]), tight, atol=1e-4)
+    model.eval()
+    together = model(batch, lengths)
+    for i, n in enumerate(lengths.tolist()):
+        alone = model(batch[i:i+1, :n], lengths[i:i+1])
+        for a, b in zip([together.logits, *together.hidden], [alone.logits, *alone.hidden]):
+            assert torch.allclose(a[i, :alone.logits.shape[1]], b[0], atol=1e-5)
+
+def test_attention_gives_padding_no_weight_at_all():
+    attend, x, lengths = SelfAttention(8, 2), torch.randn(12, 2, 8), torch.tensor([12, 5])
+    huge = torch.where(frame_mask(lengths, 12).T[..., None], x, 1e4)
+    assert torch.equal(attend(huge, lengths)[:5, 1], attend(x, lengths)[:5, 1])
+
+# runs to decode
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    "A root with a trained run, another seed of it, and a student with attention whose teacher has none."
+    folder, before = tmp_path_factory.mktemp('variants'), os.environ.get('SELF_DISTILL_ROOT')
+    os.environ['SELF_DISTILL_ROOT'] = str(folder)
+    write_pictures(folder)
+    for config in (picture_config(), picture_config('other', seed=1),
+                   picture_config('attentive', model=dict(attention_heads=4), teacher=dict(checkpoint='models/pictures/checkpoint_best.pt'), training=dict(epochs=4))): train(config)
+    yield folder
+    os.environ.pop('SELF_DISTILL_ROOT') if before is None else os.environ.__setitem__('SELF_DISTILL_ROOT', before)
+
+@pytest.fixture
+def results(root, tmp_path, monkeypatch):
+    "Records and ledger of one test, in a folder of its own."
+    return str(tmp_path/'results')
+
+BEST = 'models/pictures/checkpoint_best.pt'
+EPOCHS = [f'models/pictures/checkpoint_epoch_{e:03d}.pt' for e in (4, 5, 6)]
+
+def test_attention_is_trained_saved_and_taught(root):
+    student = open_model('models/attentive/checkpoint_best.pt')
+    assert student.config.model.attention_heads == student.model.settings['attention_heads'] == 4
+    assert student.payload['teacher']['checkpoint'] == BEST
+    fresh = build_model(student.config.model, student.model.settings['input_size'], len(student.tokenizer))
+    torch.manual_seed(student.config.seed)
+    moved = {k for k, v in student.model.state_dict().items() if k.startswith('attention') and not torch.equal(v, fresh.state_dict()[k])}
+    assert 'attention.attention.in_proj_weight' in moved
+    train(student.config)                                                             # finished: found, not refused
+
+def test_a_checkpoint_from_before_attention_loads_and_resumes(root):
+    payload = load_checkpoint('models/pictures/checkpoint_last.pt')
+    assert 'attention_heads' not in payload['config']['model'] and 'attention_heads' not in payload['model_settings']
+    assert open_model(BEST).model.attention is None
+    explicit = {k: v for k, v in payload.items() if k not in ('format', 'sha256')}
+    explicit |= dict(config=payload['config'] | dict(model=payload['config']['model'] | dict(attention_heads=0)), model_settings=payload['model_settings'] | dict(attention_heads=0))
+    save_checkpoint(explicit, root/'models'/'explicit'/'checkpoint_best.pt')
+    a, b = open_model('models/explicit/checkpoint_best.pt'), load_model('models/pictures/checkpoint_last.pt')
+    assert a.config == b.config and list(a.model.state_dict()) == list(b.model.state_dict())
+
+# option C: ensembles
+
+def features(loaded, lengths):
+    torch.manual_seed(0)
+    return torch.randn(len(lengths), max(lengths), loaded.model.settings['input_size']), torch.tensor(lengths)
+
+def test_mean_of_probabilities(root):
+    x, lengths = features(open_model(BEST), [50, 23, 4])
+    members, mixed = [open_model(f).model for f in EPOCHS], open_model(EPOCHS)
+    with torch.no_grad():
+        out = mixed.model(x, lengths)
+        assert torch.allclose(out.logits.exp(), sum(m(x, lengths).logits.softmax(-1) for m in members) / 3, atol=1e-6)
+        assert torch.allclose(out.logits.logsumexp(-1), torch.zeros(()), atol=1e-5)
+        alone = mixed.model(x[1:2, :23], lengths[1:2])
+    assert torch.allclose(out.logits[1, :alone.logits.shape[1]], alone.logits[0], atol=1e-5) and out.lengths.tolist() == [13, 6, 1] and out.hidden == []
+    assert count_parameters(mixed.model) == 3 * count_parameters(members[0])
+
+def test_an_ensemble_is_the_same_in_any_order_and_another_with_other_members(root):
+    assert open_model(EPOCHS).sha256 == open_model(EPOCHS[::-1]).sha256 != open_model(EPOCHS[:2]).sha256
+    assert open_model(EPOCHS[::-1]).path.name == 'checkpoint_ensemble_004_005_006.pt'
+    assert open_model([BEST]).sha256 == open_model(BEST).sha256
+
+def test_mean_of_weights_with_batch_norm_statistics(root, tmp_path):
+    path = average_weights(EPOCHS, tmp_path/'checkpoint_mine.pt', device='cpu')
+    states, mean = [load_checkpoint(f)['model'] for f in EPOCHS], load_checkpoint(path)
+    for key, value in mean['model'].items():
+        if value.is_floating_point(): assert torch.allclose(value.double(), sum(s[key].double() for s in states) / 3, atol=1e-6), key
+        else: assert torch.equal(value, states[-1][key]), key
+    assert any('running_var' in key for key in mean['model']) and 'training' not in mean
+    assert [m['checkpoint'] for m in mean['average']] == [f'pictures/{os.path.basename(f)}' for f in EPOCHS]
+    assert mean['best_val_wer'] == pytest.approx(find_decode(evaluate_models(path, folder=tmp_path), 'dev', 'greedy', 'mine').wer, abs=1e-3)
+
+def test_the_mean_of_one_thing_is_that_thing(root, tmp_path):
+    payload = {k: v for k, v in load_checkpoint(EPOCHS[0]).items() if k not in ('format', 'sha256')}
+    twin = tmp_path/'checkpoint_twin.pt'
+    save_checkpoint(payload | dict(epoch=99), twin)                                   # the same weights, another file
+    mean = load_checkpoint(average_weights([EPOCHS[0], twin], tmp_path/'mean.pt'))['model']
+    assert all(torch.equal(mean[k], v) for k, v in payload['model'].items())
+    x, lengths = features(open_model(BEST), [40, 40])
+    with torch.no_grad(): assert torch.allclose(open_model([EPOCHS[0], twin]).model(x, lengths).logits.softmax(-1), open_model(twin).model(x, lengths).logits.softmax(-1), atol=1e-6)
+
+def test_averaged_weights_can_teach(root):
+    path = average_weights(EPOCHS)
+    assert path == root/'models'/'pictures'/'checkpoint_average.pt'
+    record = train(picture_config('taught', teacher=dict(checkpoint='models/pictures/checkpoint_average.pt'), training=dict(epochs=1)))
+    assert record.teacher.checkpoint_sha256 == load_checkpoint(path)['sha256']
+
+def test_what_cannot_be_averaged(root, tmp_path):
+    def changed(name, **more):
+        payload = {k: v for k, v in load_checkpoint(BEST).items() if k not in ('format', 'sha256', 'training')} | more
+        save_checkpoint(payload, tmp_path/name)
+        return tmp_path/name
+    tokens = load_checkpoint(BEST)['tokenizer']
+    other_tokens = changed('a.pt', tokenizer=tokens | dict(tokens=[*tokens['tokens'][:-1], 'ß']))
+    config = load_checkpoint(BEST)['config']
+    other_features = changed('b.pt', config=config | dict(features=config['features'] | dict(normalization='utterance')))
+    other_statistics = changed('c.pt', feature_statistics=[torch.zeros(12), torch.ones(12)])
+    for path, why in ((other_tokens, 'write other tokens'), (other_features, 'read other features'), (other_statistics, 'read other features'), (BEST, 'given twice')):
+        with pytest.raises(CheckpointError, match=why): load_ensemble([BEST, path])
+    with pytest.raises(CheckpointError, match='at least two'): load_ensemble([BEST])
+    with pytest.raises(CheckpointError, match='do not correspond'): average_weights([BEST, 'models/other/checkpoint_best.pt'])
+    load_ensemble([BEST, 'models/other/checkpoint_best.pt', 'models/attentive/checkpoint_best.pt'])
+
+def test_the_best_numbered_checkpoints(root):
+    wers = {p: load_checkpoint(p)['val_wer'] for p in numbered_checkpoints('pictures')}
+    chosen = numbered_checkpoints('pictures', best=3)
+    assert len(wers) == 6 and chosen == sorted(chosen) and max(wers[p] for p in chosen) <= min(w for p, w in wers.items() if p not in chosen)
+    with pytest.raises(CheckpointError, match='no numbered checkpoint'): numbered_checkpoints('nobody')
+
+def test_ensembles_in_records(root, results):
+    table = evaluate_ensemble(EPOCHS, 'dev', folder=results)
+    assert list(table.model) == ['member'] * 3 + ['mean of probabilities', 'mean of weights']
+    record = read_record(record_path('pictures', results))
+    assert {d.checkpoint for d in record.decodes} == {'epoch_004', 'epoch_005', 'epoch_006', 'ensemble_004_005_006', 'average'}
+    table = evaluate_ensemble([BEST, 'models/other/checkpoint_best.pt'], 'test', why='a test', folder=results)
+    assert list(table.model) == ['mean of probabilities'] and list(read_ledger(f'{results}/test_ledger.jsonl').run) == ['ensemble_of_other_pictures']
+
+# the language model
+
+def test_runs_with_one_training_text_share_one_language_model(root):
+    paths = {language_model_for(open_corpus(open_model(f'models/{run}/checkpoint_best.pt')), picture_config(run)) for run in ('pictures', 'other')}
+    assert len(paths) == 1 and ngram_order(paths.pop()) == 3
+
+def test_the_language_model_is_never_stale_and_knows_nothing_of_dev_and_test(root):
+    corpus, config = open_corpus(open_model(BEST)), picture_config()
+    first = language_model_for(corpus, config)
+    moved = corpus.manifest.assign(text=[t + (' hare' if s != 'train' else '') for t, s in zip(corpus.manifest.text, corpus.manifest.split)])
+    assert language_model_for(replace(corpus, manifest=moved), config) == first and 'hare' not in read_unigrams(first)
+    moved = corpus.manifest.assign(text=[t + (' hare' if i == 0 else '') for i, t in enumerate(corpus.manifest.text)])
+    second = language_model_for(replace(corpus, manifest=moved), config)
+    assert second != first and 'hare' in read_unigrams(second)
+    (root/'more.txt').write_text('The tide rises.\n')
+    third = language_model_for(corpus, config, extra_text=['more.txt'])
+    (root/'more.txt').write_text('The tide rises late.\n')
+    fourth = language_model_for(corpus, config, extra_text=['more.txt'])
+    assert len({first, second, third, fourth, language_model_for(corpus, config, order=2)}) == 5 and 'tide' in read_unigrams(third)
+
+def test_the_language_model_is_the_same_file_wherever_it_is_estimated(root, tmp_path):
+    corpus = open_corpus(open_model(BEST))
+    kept = language_model_for(corpus, picture_config())
+    again = language_model_for(corpus, picture_config(checkpoints=dict(folder=str(tmp_path))))
+    assert kept.name == again.name and kept != again and file_sha256(kept) == file_sha256(again)
+
+# decoding values and records
+
+def test_given_before_searched_before_default(root, results):
+    loaded, arpa = open_model(EPOCHS[1]), language_model_for(open_corpus(open_model(BEST)), picture_config())
+    assert decoding_values(loaded, arpa)[0] == DEFAULTS
+    search_beam(EPOCHS[1], alphas=[0.3], betas=[0.5], beam_widths=[7], workers=1, folder=results)
+    assert decoding_values(loaded, arpa)[0] == dict(lm_weight=0.3, word_bonus=0.5, beam_width=7)
+    values, origin = decoding_values(loaded, arpa, lm_weight=0.0, word_bonus=None, beam_width=None)
+    assert values == dict(lm_weight=0.0, word_bonus=0.5, beam_width=7) and list(origin.values()) == ['given', 'searched on dev', 'searched on dev']
+    other = estimate_arpa(['the sea is sad'], 2, root/'other.arpa')
+    with pytest.raises(ValueError, match='another language model.*or give lm_weight'): decoding_values(loaded, other)
+    with pytest.raises(ValueError, match='tuned for checkpoint'): decoding_values(replace(loaded, sha256='0' * 64), arpa)
+    assert decoding_values(replace(loaded, sha256='0' * 64), other, **DEFAULTS)[0] == DEFAULTS
+    assert decoding_folder(loaded) != decoding_folder(open_model(BEST)) == root/'models'/'pictures'
+
+def test_a_search_survives_in_the_record_alone(root, results):
+    table = search_beam(EPOCHS, alphas=[0.2, 0.9], betas=[0.0, 3.0], beam_widths=[5], workers=1, folder=results)
+    kept = search_table(read_record(record_path('pictures', results)), 'ensemble_004_005_006')
+    assert list(kept) == list(table) and np.allclose(kept, table, atol=1e-4) and kept.beam_width.dtype.kind == 'i'
+    search_beam(EPOCHS, alphas=[0.5], betas=[0.0], beam_widths=[5], workers=1, folder=results)
+    record = read_record(record_path('pictures', results))
+    assert len(search_table(record, 'ensemble_004_005_006')) == 1
+    with pytest.raises(RecordError, match='no search of checkpoint best'): search_table(record)
+
+def test_one_beam_decoding_of_each_name(root, results, capsys):
+    given = dict(workers=1, folder=results, word_bonus=1.0, beam_width=5)
+    evaluate_beam(BEST, 'dev', lm_weight=0.4, **given)
+    evaluate_beam(BEST, 'dev', lm_weight=0.8, **given)
+    record = evaluate_beam(BEST, 'dev', lm_weight=1.0, name='beam_heavy', **given)
+    assert [(d.decoder, d.settings.get('lm_weight')) for d in record.decodes] == [('beam', 0.8), ('greedy', None), ('beam_heavy', 1.0)]
+    said = capsys.readouterr().out
+    assert 'Dev WER (greedy): ' in said and 'Dev WER (beam): ' in said and 'Improvement: ' in said and 'lm_weight 0.4 (given)' in said
+    assert len(read_ledger(f'{results}/test_ledger.jsonl')) == 0
+
+def test_a_record_names_no_folder(root, results):
+    evaluate_beam(BEST, 'test', workers=1, why='a test', language_model=str(language_model_for(open_corpus(open_model(BEST)), picture_config())), folder=results)
+    text = record_path('pictures', results).read_text()
+    assert str(root) not in text and (settings := find_decode(read_record(record_path('pictures', results)), 'test', 'beam').settings)['language_model_order'] == 3
+    assert len(settings['language_model_sha256']) == 64 and '/' not in settings['language_model']
+    assert list(read_ledger(f'{results}/test_ledger.jsonl').why) == ['a test', 'a test']
