@@ -436,8 +436,9 @@ def summary_line(experiments, states, side_by_side=1) -> str:
     "How many runs are done, running and left, and about how long the rest will take"
     n = Counter(s.state for s in states.values())
     rest = n['left'] + n['waiting'] + n['running']
-    return f'{n["done"]} of {len(states)} done, {n["running"]} running, {n["left"] + n["waiting"]} left' + (
-        f', about {duration(time_left(experiments, states, side_by_side))} to go' if rest else '')
+    seconds = time_left(experiments, states, side_by_side)
+    to_go = 'only decoding to go' if seconds == 0 else f'about {duration(seconds)} of training to go'
+    return f'{n["done"]} of {len(states)} done, {n["running"]} running, {n["left"] + n["waiting"]} left' + (f', {to_go}' if rest else '')
 
 def status_table(states: dict # of `survey`
                 ) -> pd.DataFrame:

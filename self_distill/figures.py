@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['LINE', 'OKABE_ITO', 'COLORS', 'IN_LATEX', 'set_style', 'MissingRecords', 'Results', 'epoch_table', 'band', 'label_of',
-           'inputs_text', 'save_figure', 'latex_table', 'save_table', 'artifact_notebooks', 'draw', 'page_text',
-           'write_page', 'make_figures']
+           'inputs_text', 'save_figure', 'latex_table', 'save_table', 'markdown_table', 'artifact_notebooks', 'draw',
+           'page_text', 'write_page', 'make_figures']
 
 # %% ../nbs/21_figures.ipynb #imports
-import hashlib, json, re, time
+import hashlib, json, os, re, time
 from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import nbformat, pandas as pd
+import pandas as pd
 from fastcore.basics import patch
 from matplotlib.figure import Figure
 from nbclient import NotebookClient
+from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 from .compare import System
@@ -189,6 +190,13 @@ def save_table(table: pd.DataFrame, # of text, as it should be read
     write_text_atomic(folder/f'{name}.json', inputs_text(name, results))
     return folder/f'{name}.tex'
 
+# %% ../nbs/21_figures.ipynb #markdown-table
+def markdown_table(table: pd.DataFrame # of text
+                  ) -> str:
+    "A table as Markdown, for the results page"
+    lines = [table.columns, ['---'] * table.shape[1], *table.itertuples(index=False)]
+    return '\n'.join('| ' + ' | '.join(map(str, cells)) + ' |' for cells in lines)
+
 # %% ../nbs/21_figures.ipynb #make
 def artifact_notebooks() -> dict: # name of the artifact → path
     "Notebooks that make one artifact each: nbs/40_… to nbs/59_…"
@@ -208,7 +216,7 @@ def draw(path, # of an artifact notebook
          parameters: dict # queue, records, group, folder
         ):
     "Execute the code of an artifact notebook in this process"
-    notebook = parameterize_notebook(nbformat.read(path, as_version=4), parameters)
+    notebook = parameterize_notebook(load_notebook_node(str(path)), parameters)
     names = {'__name__': Path(path).stem}
     with _drawing():
         for cell in notebook.cells:
@@ -226,10 +234,10 @@ def page_text(notebook) -> str: # Markdown
 def write_page(parameters: dict) -> Path:
     "Execute the results page in a kernel and write what it says beside the figures"
     path = notebook_path('60_results')
-    notebook = parameterize_notebook(nbformat.read(path, as_version=4), parameters)
+    notebook = parameterize_notebook(load_notebook_node(str(path)), parameters)
     NotebookClient(notebook, kernel_name='python3', timeout=300, resources={'metadata': {'path': str(path.parent)}}).execute()
     page = _folder(parameters['folder'])/'results.md'
-    write_text_atomic(page, page_text(notebook))
+    write_text_atomic(page, page_text(notebook).replace(f"]({os.path.relpath(page.parent, path.parent)}/", ']('))   # pictures lie beside the page
     return page
 
 # %% ../nbs/21_figures.ipynb #make-figures

@@ -509,8 +509,10 @@ def train(config: Config) -> Record: # also in results/<run>.json
     "Train a run from wherever it stands to its end; a run that is finished returns its record"
     trainer = Trainer(config)
     trainer.fit()
-    path = record_path(config.run)
-    if path.exists() and (known := read_record(path)).decodes and known.decodes[0].checkpoint_sha256 == load_checkpoint(trainer.folder/'checkpoint_best.pt')['sha256']: return known
+    path, best = record_path(config.run), load_checkpoint(trainer.folder/'checkpoint_best.pt')['sha256']
+    if path.exists():
+        known = read_record(path)
+        if any(d.checkpoint_sha256 == best for d in known.decodes): return known
     record = trainer.record()
     write_record(record)
     return record

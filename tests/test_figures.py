@@ -1,0 +1,110 @@
+"Figures and tables from invented records: complete, the same bytes each time, and never from nothing."
+import csv, hashlib, json
+
+import nbformat, pandas as pd, pytest
+from conftest import ROOT
+from synthetic import write_records
+
+from self_distill.figures import MissingRecords, Results, artifact_notebooks, latex_table, make_figures
+from self_distill.records import RecordError
+
+QUEUE = ROOT/'configs/experiments/an4.yaml'
+TABLES = {'main_table', 'ablation_table', 'cost_table'}
+
+@pytest.fixture(scope='module')
+def records(tmp_path_factory):
+    "A folder with a record of every run of the AN4 queue."
+    folder = tmp_path_factory.mktemp('records')
+    write_records(QUEUE, folder)
+    return folder
+
+def contents(folder): return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+def test_every_artifact_and_the_page_are_the_same_bytes_again(records, tmp_path):
+    first, second = tmp_path/'a', tmp_path/'b'
+    states = make_figures(queue=QUEUE, records=records, folder=first)
+    assert states.state.str.startswith('made').all(), states
+    make_figures(queue=QUEUE, records=records, folder=second)
+    assert contents(first) == contents(second)
+    wanted = {'results.md'} | {f'{n}.{e}' for n in artifact_notebooks() for e in (('tex', 'csv', 'json') if n in TABLES else ('pdf', 'png', 'json'))}
+    assert set(contents(first)) == wanted
+    page = (first/'results.md').read_text(encoding='utf-8')
+    assert ' nan' not in page and '](comparison.png)' in page
+
+def test_inputs_are_named_by_hash_and_by_the_revision_in_the_record(records, tmp_path):
+    make_figures(['loss_curves'], QUEUE, records, folder=tmp_path)
+    made = json.loads((tmp_path/'loss_curves.json').read_text())
+    assert made['group'] == 'folds' and len(made['records']) == 10
+    for record in made['records']:
+        assert record['sha256'] == hashlib.sha256((records/f'{record["run"]}.json').read_bytes()).hexdigest()
+        assert record['revision'] == '0' * 40
+    assert made['queue_sha256'] == hashlib.sha256(QUEUE.read_bytes()).hexdigest()
+
+def test_pdf_and_png_carry_no_time(records, tmp_path):
+    make_figures(['parameters'], QUEUE, records, folder=tmp_path)
+    assert b'CreationDate' not in (tmp_path/'parameters.pdf').read_bytes()
+    assert b'Software' not in (tmp_path/'parameters.png').read_bytes()
+
+def test_the_csv_holds_the_numbers_of_the_table(records, tmp_path):
+    make_figures(['main_table'], QUEUE, records, folder=tmp_path)
+    rows = list(csv.DictReader(open(tmp_path/'main_table.csv', encoding='utf-8')))
+    text = (tmp_path/'main_table.tex').read_text()
+    assert len(rows) == 8 and r'\toprule' in text
+    for row in rows: assert f'{float(row["wer"]):.2f}' in text
+
+# what is missing
+
+def test_without_records_everything_is_left_out_by_name(tmp_path):
+    states = make_figures(queue=QUEUE, records=tmp_path, folder=tmp_path/'out')
+    assert states.state.str.startswith('left out: no record yet of an4_').all(), states
+    assert states.state.str.contains('self-distill experiments .*an4.yaml', regex=True).all()
+    assert not (tmp_path/'out').exists()
+
+@pytest.mark.parametrize('name', [*artifact_notebooks(), 'results'])
+def test_a_single_artifact_without_records_is_an_error(name, tmp_path):
+    with pytest.raises(MissingRecords, match='no record yet of an4_.*self-distill experiments'): make_figures([name], QUEUE, tmp_path, folder=tmp_path/'out')
+    assert not (tmp_path/'out').exists()
+
+def test_the_first_group_that_is_complete_is_taken(tmp_path):
+    write_records(QUEUE, tmp_path, lambda x: x.group == 'official' or x.name == 'an4_folds_baseline_f0')
+    results = Results(QUEUE, tmp_path)
+    assert results.choose('baseline', 'student') == 'official'
+    with pytest.raises(MissingRecords, match='an4_folds'): Results(QUEUE, tmp_path, 'folds').choose('baseline', 'student')
+    states = make_figures(queue=QUEUE, records=tmp_path, folder=tmp_path/'out').set_index('artifact').state
+    assert states.ablation_table.startswith('left out: no record yet of an4_ablation_gamma_0_s0')
+    assert states.drop('ablation_table').str.startswith('made').all(), states
+
+def test_records_without_arrays_name_what_adds_them(tmp_path):
+    write_records(QUEUE, tmp_path, lambda x: x.group == 'official')
+    for path in tmp_path.glob('*.json'):
+        values = json.loads(path.read_text()) | {'arrays': {}}
+        path.write_text(json.dumps(values))
+    for name in ('temperature', 'posteriors', 'beam_search'):
+        with pytest.raises(MissingRecords, match='an4_(baseline|student)_s0.*self-distill experiments'): make_figures([name], QUEUE, tmp_path, folder=tmp_path/'out')
+
+def test_a_corrupt_record_is_named(tmp_path):
+    write_records(QUEUE, tmp_path, lambda x: x.group == 'official')
+    (tmp_path/'an4_student_s1.json').write_text('{"format": 1')
+    with pytest.raises(RecordError, match='an4_student_s1.json'): make_figures(queue=QUEUE, records=tmp_path, folder=tmp_path/'out')
+
+def test_unknown_artifacts_and_groups_are_refused(tmp_path):
+    with pytest.raises(ValueError, match='no artifact is called losses; there are loss_curves'): make_figures(['losses'], QUEUE, tmp_path)
+    with pytest.raises(ValueError, match="has no group 'fold'"): Results(QUEUE, tmp_path, 'fold')
+
+# seeds are paired
+
+def test_run_n_of_one_row_is_paired_with_run_n_of_another(records):
+    results = Results(QUEUE, records, 'official')
+    assert [[r.seed for r in results.system(row).records] for row in ('baseline', 'student')] == [[0, 1, 2]] * 2
+    assert [r.seed for r in results.records('student')] == [100, 101, 102]
+
+def test_latex_has_only_signs_that_latex_knows():
+    text = latex_table(pd.DataFrame({'α_1': ['5 % & 3']}), 'x', '10 % of β')
+    assert text.isascii() and r'$\alpha$\_1' in text and r'5 \% \& 3' in text and r'10 \% of $\beta$' in text
+
+def test_artifact_notebooks_take_the_same_parameters():
+    for name, path in artifact_notebooks().items():
+        cells = [c for c in nbformat.read(path, as_version=4).cells if 'parameters' in c.metadata.get('tags', [])]
+        names = {}
+        exec(cells[0].source, names)
+        assert set(names) - {'__builtins__'} == {'queue', 'records', 'group', 'folder'}, name
