@@ -57,14 +57,15 @@ def pooled_counts(
     decoder: str,  # 'greedy', 'beam', …
     settings: dict | None = None,  # settings the decoding must have (None: whichever there are)
 ) -> pd.DataFrame:  # id, speaker, run, substitutions, deletions, insertions, reference
-    "Errors of every utterance in every run of a system."
-    tables = [decode_counts(r, find_decode(r, split, decoder, system.checkpoint, settings)) for r in system.records]
+    "Errors of every utterance in every run of a system; runs are numbered by fold and seed, so that run n of one system is paired with run n of another."
+    records = sorted(system.records, key=lambda r: (r.fold or 0, r.seed))
+    tables = [decode_counts(r, find_decode(r, split, decoder, system.checkpoint, settings)) for r in records]
     runs = Counter(table.run.iloc[0] for table in tables)
     twice = [run for run, n in runs.items() if n > 1]
     if twice:
-        names = ', '.join(r.run for r, table in zip(system.records, tables) if table.run.iloc[0] == twice[0])
+        names = ', '.join(r.run for r, table in zip(records, tables) if table.run.iloc[0] == twice[0])
         raise RecordError(f'{system.name}: {twice[0]} occurs in {names}; a run counts once, so leave all but one of them out')
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat([table.assign(run=f'run {n}') for n, table in enumerate(tables, 1)], ignore_index=True)
 
 # %% ../nbs/19_compare.ipynb #compare-comparable
 def _decodes(systems, split, decoder, settings=None):
@@ -135,8 +136,10 @@ def _notes(systems, baseline, split, decoders, settings):
     if single: notes.append(f'One run only: {", ".join(single)}. What another seed would have given is not in its interval.')
     if len(systems) > 2: notes.append(f'{len(systems) - 1} systems are compared with {baseline.name}; the p values are not corrected for that number.')
     for decoder in decoders:
-        used = Counter(str({k: v for k, v in d.settings.items() if k not in LANGUAGE_MODEL}) for _, _, d in _decodes(systems, split, decoder, settings.get(decoder)))
-        if len(used) > 1: notes.append(f'{decoder}: the runs were decoded with different settings: {"; ".join(used)}.')
+        used = [d.settings for _, _, d in _decodes(systems, split, decoder, settings.get(decoder))]
+        values = {k: sorted({str(u.get(k)) for u in used}) for k in used[0] if k not in LANGUAGE_MODEL}
+        differing = [f'{k} {", ".join(v)}' for k, v in values.items() if len(v) > 1]
+        if differing: notes.append(f'{decoder}: settings differ between the runs: {"; ".join(differing)}.')
     records = [r for s in systems for r in s.records]
     if len({r.git.revision for r in records}) > 1: notes.append('The runs were made with different revisions of the code.')
     if any(r.git.dirty for r in records): notes.append('Some runs were made with code that was not committed.')

@@ -64,7 +64,7 @@ class Results:
         "Settle on a group that has these rows, all of their runs recorded"
         named = [self.group] if self.group else [g for g, part in self.queue.groups.items() if set(rows) <= set(part.rows)]
         absent = {g: [run for row in rows for run in self.missing(*find_row(self.queue, row, g))] for g in named}
-        if not absent: raise ValueError(f'{self.path}: no group has the rows {", ".join(rows)}')
+        if not absent: raise MissingRecords(f'{self.path}: no group has the rows {", ".join(rows)}')
         whole = [g for g, runs in absent.items() if not runs]
         if not whole: self._refuse(min(absent.values(), key=len))
         self.group = whole[0]

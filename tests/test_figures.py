@@ -74,6 +74,13 @@ def test_the_first_group_that_is_complete_is_taken(tmp_path):
     assert states.ablation_table.startswith('left out: no record yet of an4_ablation_gamma_0_s0')
     assert states.drop('ablation_table').str.startswith('made').all(), states
 
+def test_a_queue_of_single_runs_draws_what_it_plans(tmp_path):
+    write_records(ROOT/'configs/experiments/demo.yaml', tmp_path)
+    states = make_figures([], ROOT/'configs/experiments/demo.yaml', tmp_path, folder=tmp_path/'out').set_index('artifact').state
+    assert 'plans no ablations' in states.ablation_table
+    assert states.drop('ablation_table').str.startswith('made').all(), states
+    assert 'synthetic' in (tmp_path/'out'/'results.md').read_text()
+
 def test_records_without_arrays_name_what_adds_them(tmp_path):
     write_records(QUEUE, tmp_path, lambda x: x.group == 'official')
     for path in tmp_path.glob('*.json'):

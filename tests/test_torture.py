@@ -266,6 +266,7 @@ def test_two_processes_never_train_one_run(spawn, shared_cache, tmp_path, monkey
     first.kill(); first.join()
     with second.alone(): pass  # a dead process holds nothing
 
+@pytest.mark.torture
 def test_runs_that_start_together_make_one_cache_and_equal_weights(spawn, undisturbed, tmp_path_factory):
     "An empty cache, two writers: the demo corpus is spoken and its features are computed by both at once."
     cache = tmp_path_factory.mktemp('cache')
