@@ -80,6 +80,7 @@ def remove_unfinished(folder):
 def copy_checkpoint(source, path):
     "Give a checkpoint a second name, without writing it again where the file system allows"
     source, path = Path(source), Path(path)
+    if path.exists() and path.samefile(source): return # a rename of one name of a file over another does nothing
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     temporary.unlink(missing_ok=True)
     try: os.link(source, temporary)

@@ -191,6 +191,8 @@ def test_a_second_name_costs_no_space_and_outlives_the_first(saved):
     best = saved.with_name('best.pt')
     copy_checkpoint(saved, best)
     assert os.path.samefile(saved, best)
+    copy_checkpoint(saved, best)  # again, as a resumed run does
+    assert sorted(p.name for p in saved.parent.iterdir()) == ['best.pt', saved.name]
     save_checkpoint(payload(1), saved)
     assert same(load_checkpoint(best), payload() | dict(format=1))
 
