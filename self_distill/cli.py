@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Overrides', 'Checkpoints', 'Split', 'Why', 'Device', 'Data', 'LanguageModel', 'Engine', 'Workers', 'DEMO',
-           'DEMO_FIGURES', 'train', 'both', 'evaluate', 'evaluate_with_beam', 'numbers', 'listed', 'search', 'lm',
-           'ensemble', 'named_systems', 'all_systems', 'compare', 'experiments', 'figures', 'doctor', 'searched',
-           'decode_best', 'demo', 'main']
+           'DEMO_QUEUE', 'DEMO_FIGURES', 'train', 'both', 'evaluate', 'evaluate_with_beam', 'numbers', 'listed',
+           'search', 'lm', 'ensemble', 'named_systems', 'all_systems', 'compare', 'experiments', 'figures', 'doctor',
+           'searched', 'decode_best', 'demo', 'main']
 
 # %% ../nbs/24_cli.ipynb #imports
 import os, sys, time
@@ -23,7 +23,7 @@ from .corpora import load_corpus
 from .decoding import (decoding_folder, evaluate_beam, evaluate_ensemble, evaluate_models, language_model_for, language_model_report,
                                    numbered_checkpoints, open_corpus, open_model, search_beam)
 from .doctor import doctor as check_installation
-from .experiments import load_queue, run_command, run_experiment, run_notebook, run_queue, select, status_table, summary_line, survey
+from .experiments import finish_experiment, load_queue, run_command, run_experiment, run_notebook, run_queue, select, status_table, summary_line, survey
 from .figures import make_figures
 from .records import LEDGER, read_record, record_path, records_in
 from .search import ALPHAS, BEAM_WIDTHS, BETAS, load_decoding
@@ -183,7 +183,7 @@ def doctor():
 
 # %% ../nbs/24_cli.ipynb #demo
 DEMO = ('configs/demo.yaml', 'configs/demo_student.yaml')
-DEMO_FIGURES = 'runs/demo_figures'
+DEMO_QUEUE, DEMO_FIGURES = 'configs/experiments/demo.yaml', 'runs/demo_figures'
 
 def searched(loaded, language_model) -> bool: # whether decoding values of this model and language model are stored
     try: return bool(load_decoding(decoding_folder(loaded), language_model, loaded.sha256))
@@ -207,10 +207,11 @@ def demo(overrides: Overrides = None):
         train_run(config)
         typer.echo(f'\n{2 * step + 2} of 6: decoding {config.run}')
         decode_best(config, 'self-distill demo')
+        finish_experiment(load_queue(DEMO_QUEUE, overrides or [])[config.run]) # what figures need beside
     typer.echo('\n5 of 6: comparison\n')
     compare([config.run for config in configs], split='test', baseline=None, decoder=None)
     typer.echo('\n6 of 6: figures\n')
-    make_figures(queue='configs/experiments/demo.yaml', folder=DEMO_FIGURES)
+    make_figures(queue=DEMO_QUEUE, folder=DEMO_FIGURES)
     records = ', '.join(f'results/{config.run}.json' for config in configs)
     typer.echo(f'\n{time.monotonic() - start:.0f} s. Records: {records}; figures: {DEMO_FIGURES}/; test readings: {LEDGER}; curves: tensorboard --logdir logs')
 

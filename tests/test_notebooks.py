@@ -8,6 +8,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError
 from papermill.parameterize import parameterize_notebook
 
 SECONDS = 300  # for a whole notebook; a lesson should take less than a tenth of it
+ARTIFACTS = '456'  # first digits of the notebooks that draw recorded runs; test_figures runs them all, on invented records
 PARAMETERS = {}  # notebook name: values for its `parameters` cell, where its defaults would train for long
 
 def prepared(path):
@@ -18,7 +19,7 @@ def prepared(path):
         if cell.cell_type == 'code' and '#| eval: false' in cell.source: cell.source = ''
     return notebook
 
-@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda o: o.stem)
+@pytest.mark.parametrize('path', [o for o in NOTEBOOKS if o.stem[0] not in ARTIFACTS], ids=lambda o: o.stem)
 def test_notebook_runs(path, tmp_path, shared_cache):
     root = copy_repository(tmp_path)
     os.symlink(shared_cache, root/'cache', target_is_directory=True)
