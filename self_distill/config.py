@@ -125,6 +125,7 @@ class FeatureMatchingConfig:
             raise ValueError(f'teacher_layers {self.teacher_layers} and student_layers {self.student_layers} must pair up')
         return self
 
+# %% ../nbs/00_config.ipynb #loss-sections
 @dataclass(config=SECTION)
 class LossWeights:
     "L = α·soft + β·hard + γ·feature (07_loss)"
