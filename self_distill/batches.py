@@ -17,9 +17,9 @@ from .features import add_noise, normalize, spec_augment, time_stretch, utteranc
 from .text import Tokenizer
 
 # %% ../nbs/05_batches.ipynb #too-short
-def output_frames(frames: int # of input, 10 ms each
-                 ) -> int:    # of output, 40 ms each
-    "Output frames of the recognizer: halved twice, rounding up"
+def output_frames(frames # of input, 10 ms each; an int or a tensor
+                 ):      # of output, 40 ms each, of the same kind
+    "Output frames of the recognizer, ⌈T/4⌉: halved twice, rounding up"
     return (frames + 3)//4
 
 def frames_needed(labels # of one utterance

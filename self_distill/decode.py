@@ -30,7 +30,7 @@ def greedy_ids(
         raise ValueError(f'{len(lengths)} lengths for {len(logits)} rows of logits: give one per utterance')
     if any(not 0 <= n <= logits.shape[1] for n in lengths):
         raise ValueError(f'lengths from {min(lengths)} to {max(lengths)} do not fit logits of {logits.shape[1]} frames: '
-                         'count them in output frames (model.output_lengths), not in input frames')
+                         'count them in output frames (batches.output_frames), not in input frames')
     return [collapse(path[:n]) for path, n in zip(logits.argmax(-1).cpu(), lengths)]
 
 def greedy_decode(

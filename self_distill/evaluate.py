@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from .batches import output_frames
 from .checkpoint import LoadedModel, load_model
 from .config import DataConfig, config_dict, config_hash, root_path
 from .corpora import Corpus, load_corpus, store
 from .decode import greedy_decode
 from .features import normalize
 from .metrics import bootstrap_interval, paired_bootstrap
-from .model import count_parameters, output_lengths
+from .model import count_parameters
 from .records import (LEDGER, Decode, Record, RecordError, Teacher, Utterance, add_decode, append_ledger, decode_counts,
                                   find_decode, make_decode, new_record, portable, read_record, record_path, utterances_of, write_record)
 from .trainer import pick_device
@@ -110,7 +111,7 @@ def compute_logits(
     _check_texts(loaded, rows, corpus)
     features = _features(loaded, corpus, rows)
     file = _cache_file(loaded, features, rows.id, loaded.config.data.cache if cache is None else cache)
-    ends = np.cumsum([output_lengths(len(x)) for x in features])
+    ends = np.cumsum([output_frames(len(x)) for x in features])
     frames = _read_cache(file, (ends[-1], len(loaded.tokenizer)))
     if frames is None:
         frames = np.concatenate(_forward(loaded, features, batch_size))

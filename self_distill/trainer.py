@@ -19,14 +19,14 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
-from .batches import UtteranceDataset, collate, epoch_batches, too_short
+from .batches import UtteranceDataset, collate, epoch_batches, output_frames, too_short
 from .checkpoint import CheckpointError, copy_checkpoint, load_checkpoint, load_model, remove_unfinished, save_checkpoint
 from .config import Config, MonitoringConfig, build_config, config_dict, root_path
 from .corpora import load_corpus
 from .decode import greedy_decode
 from .loss import Objective, hard_loss
 from .metrics import count_errors, error_rate
-from .model import BiLSTMCTC, build_model, count_parameters, output_lengths
+from .model import BiLSTMCTC, build_model, count_parameters
 from .records import Record, Teacher, environment, make_decode, new_record, now, read_record, record_path, utterances_of, write_record, write_text_atomic
 from .schedule import learning_rate_at, scaled_milestones, temperature_at
 
@@ -202,7 +202,7 @@ def train_step(self: Trainer,
               ) -> dict:          # name → number, per valid output frame
     "One update of the weights"
     t, sums, buffers = self.config.training, {}, [b.clone() for b in self.model.buffers()]
-    frames = int(sum(output_lengths(batch.lengths).sum() for batch in window))
+    frames = int(sum(output_frames(batch.lengths).sum() for batch in window))
     for batch in window:
         batch = batch.to(self.device)
         taught = self.teach(batch)
