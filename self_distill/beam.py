@@ -206,7 +206,7 @@ def prepare(self:BeamDecoder, log_probs, # (T', V) natural log-probabilities, bl
     x = np.asarray(log_probs, dtype=np.float32)
     if x.ndim != 2 or x.shape[1] != len(self.labels):
         raise ValueError(f'{name} has shape {x.shape}, expected (frames, {len(self.labels)}): a column for each token of the tokenizer, and no padding')
-    if np.isnan(x).any() or (x > 1e-3).any() or (np.abs(np.exp(x).sum(1) - 1) > 1e-2).any():
+    if not (np.abs(np.exp(np.minimum(x, 1)).sum(1) - 1) <= 1e-2).all(): # nor is NaN
         raise ValueError(f'{name} is not log-probabilities (a row of their exponentials sums to 1): apply log_softmax to the logits, and look for NaN in the model')
     frames = kept_frames(x, self.blank_threshold)
     return Prepared(x[frames], frames, float(x[:, 0].sum() - x[frames, 0].sum()))
@@ -237,7 +237,12 @@ _served = None
 def _serve(decoder): # in a worker, once
     global _served
     _served = decoder
-def _work(method, settings, utterance): return getattr(_served, method)(utterance, **settings)
+def _work(method, settings, i, log_probs): return _served._one(method, settings, i, log_probs)
+
+@patch
+def _one(self:BeamDecoder, method, settings, i, log_probs):
+    "`method` on utterance `i` of a batch; a worker prepares what it searches"
+    return getattr(self, method)(self.prepare(log_probs, f'utterance {i}'), **settings)
 
 @patch
 def _map(self:BeamDecoder, method, log_probs, **settings):
@@ -245,13 +250,12 @@ def _map(self:BeamDecoder, method, log_probs, **settings):
     settings = {k: getattr(self, k) if v is None else v for k, v in settings.items()}
     settings['alpha'], settings['beta'] = float(settings['alpha']), float(settings['beta'])
     if settings['beam_width'] < 1: raise ValueError(f"beam_width {settings['beam_width']}: keep at least 1 prefix")
-    utterances = [self.prepare(x, f'utterance {i}' if len(log_probs) > 1 else 'the utterance') for i, x in enumerate(log_probs)]
     self._tune(settings['alpha'], settings['beta'])
-    if self.workers <= 1 or len(utterances) < 2: return [getattr(self, method)(u, **settings) for u in utterances]
+    if self.workers <= 1 or len(log_probs) < 2: return [self._one(method, settings, i, x) for i, x in enumerate(log_probs)]
     if self._pool is None:
         self._pool = ProcessPoolExecutor(self.workers, multiprocessing.get_context('fork'), initializer=_serve, initargs=(self,))
-    quarter, share = (-(-len(utterances) // (parts * self.workers)) for parts in (4, 1)) # of a worker's part: few messages, yet no long wait for the last
-    try: return list(self._pool.map(partial(_work, method, settings), utterances, chunksize=min(max(quarter, 16), share)))
+    quarter, share = (-(-len(log_probs) // (parts * self.workers)) for parts in (4, 1)) # of a worker's part: few messages, yet no long wait for the last
+    try: return list(self._pool.map(partial(_work, method, settings), range(len(log_probs)), map(np.asarray, log_probs), chunksize=min(max(quarter, 16), share)))
     except BrokenProcessPool:
         self.close()
         raise RuntimeError('a worker process of the beam search was killed (out of memory?): use fewer workers, a narrower beam or a smaller language model') from None
