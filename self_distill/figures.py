@@ -118,6 +118,18 @@ def split(self: Results, *rows: str) -> str: # 'test' or 'dev'
     read = all(any(d.split == 'test' for d in r.decodes) for row in rows for r in self.records(row))
     return 'test' if read else 'dev'
 
+@patch
+def decoders(self: Results, split: str, *rows: str) -> list: # of names
+    "The decoders that every run of these rows has for a split, greedy first"
+    has = [{d.decoder: 0 for d in r.decodes if d.split == split} for row in rows for r in self.records(row)]
+    return sorted((d for d in has[0] if all(d in other for other in has)), key='greedy'.__ne__)
+
+@patch
+def decoder_title(self: Results, decoder: str) -> str:
+    "A decoder's name in figures and text: of a beam search with given values, the values"
+    given = (self.queue.groups[self.group].decoders or {}).get(decoder)
+    return decoder if given in (None, 'search') else f'beam, α {given.lm_weight:g}, β {given.word_bonus:g}'
+
 # %% ../nbs/21_figures.ipynb #curves
 def epoch_table(records: list # of Record
                ) -> pd.DataFrame: # a row for each epoch of each run: run, epoch, update, wer, …
