@@ -52,6 +52,22 @@ def test_the_csv_holds_the_numbers_of_the_table(records, tmp_path):
     assert len(rows) == 8 and r'\toprule' in text
     for row in rows: assert f'{float(row["wer"]):.2f}' in text
 
+# what is committed
+
+COMMITTED = sorted((ROOT/'thesis_figures').glob('*.json'))
+
+@pytest.mark.parametrize('path', COMMITTED, ids=lambda p: p.stem)
+def test_a_committed_artifact_is_of_the_committed_records(path):
+    made = json.loads(path.read_text(encoding='utf-8'))
+    assert made['queue_sha256'] == hashlib.sha256((ROOT/made['queue']).read_bytes()).hexdigest(), 'the queue has changed: make figures'
+    for record in made['records']:
+        assert record['sha256'] == hashlib.sha256((ROOT/f'results/{record["run"]}.json').read_bytes()).hexdigest(), f'{record["run"]} has changed: make figures'
+
+@pytest.mark.parametrize('name', [p.stem for p in COMMITTED if p.stem in TABLES])
+def test_a_committed_table_is_what_the_records_say(name, tmp_path):
+    make_figures([name], QUEUE, folder=tmp_path)
+    assert {n: (ROOT/'thesis_figures'/n).read_bytes() for n in contents(tmp_path)} == contents(tmp_path)
+
 # what is missing
 
 def test_without_records_everything_is_left_out_by_name(tmp_path):
