@@ -90,6 +90,13 @@ def test_the_first_group_that_is_complete_is_taken(tmp_path):
     assert states.ablation_table.startswith('left out: no record yet of an4_ablation_gamma_0_s0')
     assert states.drop('ablation_table').str.startswith('made').all(), states
 
+def test_the_ablation_table_has_what_is_recorded_and_names_the_rest(tmp_path):
+    write_records(QUEUE, tmp_path, lambda x: x.group in ('official', 'options') or x.name == 'an4_ablation_gamma_0_s0')
+    make_figures(['ablation_table'], QUEUE, tmp_path, folder=tmp_path/'out')
+    rows = list(csv.DictReader(open(tmp_path/'out'/'ablation_table.csv', encoding='utf-8')))
+    assert [r['model'] for r in rows[:2]] == ['γ = 0', 'attention layer, 4 heads (option B)'] and len(rows) == 4
+    assert 'Not recorded yet: T = 1 throughout; ' in (tmp_path/'out'/'ablation_table.tex').read_text()
+
 def test_a_queue_of_single_runs_draws_what_it_plans(tmp_path):
     write_records(ROOT/'configs/experiments/demo.yaml', tmp_path)
     states = make_figures([], ROOT/'configs/experiments/demo.yaml', tmp_path, folder=tmp_path/'out').set_index('artifact').state
