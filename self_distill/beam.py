@@ -206,7 +206,7 @@ def prepare(self:BeamDecoder, log_probs, # (T', V) natural log-probabilities, bl
     x = np.asarray(log_probs, dtype=np.float32)
     if x.ndim != 2 or x.shape[1] != len(self.labels):
         raise ValueError(f'{name} has shape {x.shape}, expected (frames, {len(self.labels)}): a column for each token of the tokenizer, and no padding')
-    if not (np.abs(np.exp(np.minimum(x, 1)).sum(1) - 1) <= 1e-2).all(): # nor is NaN
+    if not (np.abs(np.exp(np.minimum(x, 1)).sum(1) - 1) <= 1e-2).all(): # false for NaN, too
         raise ValueError(f'{name} is not log-probabilities (a row of their exponentials sums to 1): apply log_softmax to the logits, and look for NaN in the model')
     frames = kept_frames(x, self.blank_threshold)
     return Prepared(x[frames], frames, float(x[:, 0].sum() - x[frames, 0].sum()))

@@ -73,6 +73,7 @@ def _sync_folder(folder):
     try: os.fsync(handle)
     finally: os.close(handle)
 
+# %% ../nbs/11_checkpoint.ipynb #copy-checkpoint
 def remove_unfinished(folder):
     "Delete what a killed process left of checkpoints it was writing; only for the one who holds the folder's lock"
     for path in Path(folder).glob('.*.pt.*.tmp'): path.unlink(missing_ok=True)

@@ -143,7 +143,7 @@ class Corpus:
         table = groups.agg(utterances=('id', 'size'), speakers=('speaker', 'nunique'), words=('words', 'sum'), minutes=('duration', 'sum'))
         return table.assign(minutes=(table.minutes/60).round(1)).loc[SPLITS]
 
-# %% ../nbs/04_corpora.ipynb #load-corpus
+# %% ../nbs/04_corpora.ipynb #register
 CORPORA = {}
 
 def register(name):
@@ -162,6 +162,7 @@ def _keep_good(manifest, check, on_error, skipped):
         else: good.append(row.Index)
     return manifest.loc[good].reset_index(drop=True)
 
+# %% ../nbs/04_corpora.ipynb #load-corpus
 def load_corpus(data: DataConfig,       # which corpus, where, how it is split
                 text: TextConfig,       # how transcripts are normalized, and the vocabulary
                 features: FeatureConfig # what a frame is

@@ -174,6 +174,7 @@ def _experiment(queue, group, name, run, overrides, files):
     return Experiment(run, group, name, row.title or name.replace('_', ' '), number, file, tuple(settings), config, teacher,
                       _inherited('decoders', row, part, queue) or {}, _inherited('ensemble', row, part, queue), _inherited('frozen', row, part, queue))
 
+# %% ../nbs/20_experiments.ipynb #load-queue-all
 def load_queue(path,        # YAML file; a relative path starts at the repository's root
                overrides=() # dotted settings for every run, 'data.path=/my/an4'
               ) -> dict:    # name → `Experiment`, in the order they should run
@@ -506,6 +507,7 @@ def run_queue(path,         # YAML file; a relative path starts at the repositor
     _report(experiments, failed)
     return states
 
+# %% ../nbs/20_experiments.ipynb #select
 def select(experiments, only, path):
     "The runs of some groups, and whoever teaches them"
     if not only: return experiments

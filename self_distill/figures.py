@@ -118,8 +118,11 @@ def split(self: Results, *rows: str) -> str: # 'test' or 'dev'
     read = all(any(d.split == 'test' for d in r.decodes) for row in rows for r in self.records(row))
     return 'test' if read else 'dev'
 
+# %% ../nbs/21_figures.ipynb #results-decoders
 @patch
-def decoders(self: Results, split: str, *rows: str) -> list: # of names
+def decoders(self: Results, split: str, # 'dev' or 'test'
+             *rows: str # whose runs must all have them
+            ) -> list: # of names
     "The decoders that every run of these rows has for a split, greedy first"
     has = [{d.decoder: 0 for d in r.decodes if d.split == split} for row in rows for r in self.records(row)]
     return sorted((d for d in has[0] if all(d in other for other in has)), key='greedy'.__ne__)
