@@ -233,6 +233,12 @@ def _with_runs(counts):
                                     'give each training run its own name in the column `run`')
     return table
 
+def _one_against_many(one, many):
+    "A side that read each utterance once, paired with one that read it in several runs"
+    if one.run.nunique() == 1: return one.drop(columns='run'), many               # a single run: with each run of the other
+    mean = many.groupby('id').errors.mean()                                       # a run for each fold: with the mean of the fold's seeds
+    return one, many.drop_duplicates('id').drop(columns='run').assign(errors=lambda t: t.id.map(mean))
+
 def _pair(baseline, system):
     "Both systems' errors side by side, matched by utterance and run; refuses sets that differ."
     a, b = _with_runs(baseline), _with_runs(system)
@@ -240,8 +246,8 @@ def _pair(baseline, system):
     if only_a or only_b:
         raise ValueError(f'different utterances ({a.id.nunique()} and {b.id.nunique()}): only the baseline has {_names(only_a)}; '
                          f'only the system has {_names(only_b)}. Decode the same split of the same corpus with both')
-    if not a.id.duplicated().any(): a = a.drop(columns='run')                  # one run: paired with each run of the other
-    elif not b.id.duplicated().any(): b = b.drop(columns='run')
+    if not a.id.duplicated().any(): a, b = _one_against_many(a, b)
+    elif not b.id.duplicated().any(): b, a = _one_against_many(b, a)
     keys = ['id'] + (['run'] if 'run' in a and 'run' in b else [])
     pairs = a.merge(b[[c for c in ('id', 'run', 'errors', 'reference') if c in b]], on=keys, suffixes=('', '_system'))
     if len(pairs) < max(len(a), len(b)):

@@ -19,8 +19,8 @@ from .metrics import PARTS, count_errors, error_rate
 from .records import portable, write_text_atomic
 
 # %% ../nbs/17_search.ipynb #grid
-ALPHAS = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 1.0) # the guide's option A is in the grid: alpha 0.8, 0.95 and 1.0 with widths 20 and 50
-BETAS, BEAM_WIDTHS = (0.0, 1.5, 3.0), (10, 20, 50)
+ALPHAS = (0.05, 0.1, 0.15, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 1.0) # the guide's option A is in the grid: alpha 0.8, 0.95 and 1.0 with widths 20 and 50
+BETAS, BEAM_WIDTHS = (0.0, 1.5, 3.0, 4.5), (10, 20, 50)
 
 def search_decoding(decoder: BeamDecoder, # with a language model
                     log_probs,            # list of (T', V) log-probabilities of the dev split

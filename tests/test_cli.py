@@ -102,7 +102,7 @@ def test_compare(say, root):
     for run in ('pictures', 'other'):
         say('evaluate', '--checkpoint', f'models/{run}/checkpoint_best.pt', '--split', 'test')
     code, out, err = say('compare', 'pictures', 'other', '--decoder', 'greedy')
-    assert code == 0 and 'WER' in out                                                 # two seeds of one recipe: one row
+    assert code == 0 and 'against pictures' in out and 'other' in out      # one recipe, but named apart: two rows
     say('evaluate', '--checkpoint', 'models/pictures/checkpoint_epoch_001.pt', '--split', 'test')
     code, out, err = say('compare', 'pictures@epoch_001', 'pictures', '--decoder', 'greedy')
     assert code == 0 and 'against pictures epoch_001' in out and re.search(r'p [=<] [\d.]+', out)

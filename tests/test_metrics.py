@@ -98,6 +98,19 @@ def test_paired_test_keeps_its_level(runs, speakers, folds, by_run):
     assert wrong / trials < 0.095, f'{wrong} of {trials} comparisons of equals are called significant'
 
 
+def test_more_seeds_of_every_fold_on_one_side_keep_the_level():
+    rng, wrong, trials = np.random.default_rng(0), 0, 200
+    for _ in range(trials):
+        a, *b = (simulated(rng, 5, 84, 5, 0.03, 0.06)[0] for _ in range(3))
+        for seed, runs in enumerate(b):
+            runs['substitutions'] *= a.reference.to_numpy() / runs.reference.to_numpy()
+            runs['reference'], runs['run'] = a.reference.to_numpy(), runs.run + f' seed {seed}'
+        test, mirrored = paired_bootstrap(a, pd.concat(b), replicates=400), paired_bootstrap(pd.concat(b), a, replicates=400)
+        assert test.runs == mirrored.runs == 5 and test.improvement == pytest.approx(-mirrored.improvement)
+        wrong += test.significant
+    assert wrong / trials < 0.095, f'{wrong} of {trials} comparisons of equals are called significant'
+
+
 SPOKEN = [Utterance(id=f'u{k:03d}', speaker=f's{k % 40:02d}', duration=1.0, reference='one two three four five six') for k in range(120)]
 
 
