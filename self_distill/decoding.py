@@ -6,8 +6,8 @@
 __all__ = ['DEFAULTS', 'Ensemble', 'load_members', 'load_ensemble', 'open_model', 'mean_state', 'average_weights',
            'data_settings', 'open_corpus', 'numbered_checkpoints', 'training_sentences', 'language_model_path',
            'language_model_for', 'language_model_report', 'decoding_folder', 'decoding_values', 'open_split',
-           'evaluate_models', 'decoder_settings', 'ngram_order', 'build_decoder', 'evaluate_beam', 'keep_search',
-           'search_table', 'edges', 'search_beam', 'evaluate_ensemble']
+           'evaluate_models', 'decoder_settings', 'ngram_order', 'build_decoder', 'without_decode', 'evaluate_beam',
+           'keep_search', 'search_table', 'edges', 'search_beam', 'evaluate_ensemble']
 
 # %% ../nbs/18_decoding.ipynb #decoding-imports
 import gzip, hashlib, itertools, json, math, re
@@ -268,7 +268,7 @@ def build_decoder(loaded: LoadedModel, corpus: Corpus,
     return decoder, decoder_settings(decoder, order), f'Beam search: {told}; {order}-gram {arpa.name}'
 
 # %% ../nbs/18_decoding.ipynb #evaluate-beam
-def _without(record, split, name, checkpoint):
+def without_decode(record: Record, split: str, name: str, checkpoint: str) -> Record:
     "The record without the decoding of this name, whatever its settings"
     return record.model_copy(update=dict(decodes=[d for d in record.decodes if (d.split, d.decoder, d.checkpoint) != (split, name, checkpoint)]))
 
@@ -292,7 +292,7 @@ def evaluate_beam(checkpoint,                # file, list of files (an ensemble)
     with decoder:
         print(told)
         record = score(record, logits, greedy_decoder(loaded.tokenizer), why=why, folder=folder)
-        record = score(_without(record, split, name, logits.checkpoint), logits, decoder.decode_batch, name, settings, why, folder)
+        record = score(without_decode(record, split, name, logits.checkpoint), logits, decoder.decode_batch, name, settings, why, folder)
     first, second = (find_decode(record, split, decoder, logits.checkpoint) for decoder in ('greedy', name))
     print('\n'.join(improvement_lines(record, first, second)))
     return record

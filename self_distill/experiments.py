@@ -28,9 +28,9 @@ from scipy.special import log_softmax
 import self_distill
 from .config import Config, ConfigError, apply_override, build_config, config_dict, config_hash, read_config_file, root_path
 from .corpora import load_corpus
-from .decoding import build_decoder, evaluate_ensemble, numbered_checkpoints, open_split, search_beam
+from .decoding import build_decoder, evaluate_ensemble, numbered_checkpoints, open_split, search_beam, without_decode
 from .evaluate import Logits, greedy_decoder, score
-from .records import Array, Record, make_array, read_record, record_path, write_record
+from .records import Array, Record, find_decode, make_array, read_record, record_path, write_record
 from .trainer import flat, stop_requests
 
 # %% ../nbs/20_experiments.ipynb #format
@@ -218,9 +218,12 @@ def recorded(x: Experiment,
     return record
 
 # %% ../nbs/20_experiments.ipynb #steps-left
-def _decoded(record, split, decoder, checkpoint='best'):
-    "Whether the record holds a decoding"
-    return any((d.split, d.decoder) == (split, decoder) and d.checkpoint.startswith(checkpoint) for d in record.decodes)
+def _decoded(record, split, decoder, values=None, checkpoint='best'): # `BeamValues`; anything else: whichever values
+    "Whether the record holds a decoding, made with these values"
+    wanted = dict(lm_weight=values.lm_weight, word_insertion=values.word_bonus, beam_width=values.beam_width) if isinstance(values, BeamValues) else {}
+    return any((d.split, d.decoder, d.checkpoint) == (split, decoder, checkpoint) and wanted.items() <= d.settings.items() for d in record.decodes)
+
+def _ensemble_name(epochs): return 'ensemble_' + '_'.join(f'{e:03d}' for e in sorted(epochs)) # as `load_ensemble` names it
 
 def steps_left(x: Experiment,
                record: Record | None # of `recorded`
@@ -229,8 +232,8 @@ def steps_left(x: Experiment,
     if record is None: return ['train']
     splits = ('dev', 'test') if x.frozen else ('dev',)
     left = [] if 'entropy/temperature' in record.arrays else ['arrays']
-    left += [('decode', split) for split in splits if not all(_decoded(record, split, d) for d in ('greedy', *x.decoders))]
-    return left + [('ensemble', split) for split in splits if x.ensemble and not _decoded(record, split, 'greedy', 'ensemble')]
+    left += [('decode', split) for split in splits if not all(_decoded(record, split, *d) for d in [('greedy', None), *x.decoders.items()])]
+    return left + [('ensemble', split) for split in splits if x.ensemble and not _decoded(record, split, 'greedy', None, _ensemble_name(x.ensemble))]
 
 # %% ../nbs/20_experiments.ipynb #run-notebook
 def notebook_path(name: str # '30_train'
@@ -348,13 +351,20 @@ def _decode(x, split, device):
     loaded, corpus, logits, record = open_split(x.checkpoint, split, _place(x), device)
     if not _decoded(record, split, 'greedy'): record = score(record, logits, greedy_decoder(loaded.tokenizer), why=x.frozen or '-')
     for name, values in x.decoders.items():
-        if _decoded(record, split, name): continue
+        if _decoded(record, split, name, values): continue
         if values == 'search' and split == 'dev':
             search_beam(loaded, overrides=_place(x), device=device)
             record = read_record(record_path(x.name))
-        decoder, settings, told = build_decoder(loaded, corpus, None, {} if values == 'search' else values.model_dump())
+        given = values.model_dump() if values != 'search' else {} if split == 'dev' else _values_of_dev(record, name, loaded)
+        decoder, settings, told = build_decoder(loaded, corpus, None, given)
         print(told)
-        with decoder: record = score(record, logits, decoder.decode_batch, name, settings, why=x.frozen or '-')
+        with decoder: record = score(without_decode(record, split, name, logits.checkpoint), logits, decoder.decode_batch, name, settings, why=x.frozen or '-')
+
+def _values_of_dev(record, name, loaded):
+    "What the search on dev has chosen, as the record of that decoding has it"
+    found = find_decode(record, 'dev', name, 'best')
+    if found.checkpoint_sha256 != loaded.sha256: raise QueueError(f'{record.run}: its dev set was decoded with other weights than {loaded.path.name} holds; bring the weights of the record here, or move record and models/{record.run} away to train again')
+    return dict(lm_weight=found.settings['lm_weight'], word_bonus=found.settings['word_insertion'], beam_width=found.settings['beam_width'])
 
 def _place(x):
     "Where this machine keeps the run's corpus"

@@ -1,13 +1,16 @@
 "Queues: what they refuse, in which order they run, and what is left when they are killed."
 import json, os, signal, subprocess, sys, time
 from collections import Counter
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import psutil, pytest
 from conftest import ROOT, environment
 
+from self_distill import experiments
 from self_distill.config import config_hash
-from self_distill.experiments import QueueError, load_queue, recorded, run_command, run_experiment, run_queue, steps_left, survey
-from self_distill.records import RecordError, new_record, read_ledger, read_record, write_record
+from self_distill.experiments import BeamValues, QueueError, load_queue, recorded, run_command, run_experiment, run_queue, steps_left, survey
+from self_distill.records import RecordError, Utterance, make_array, make_decode, new_record, read_ledger, read_record, write_record
 
 CONFIG = '''# A run of seconds.
 data: {utterances: 48}
@@ -113,6 +116,55 @@ def test_a_test_set_is_read_only_where_the_row_is_frozen(root):
     assert ('decode', 'test') in steps_left(load_queue('queue.yaml')['tiny_control'], record)
     changed(root, '    frozen: a test of the queue\n', '')
     assert ('decode', 'test') not in steps_left(load_queue('queue.yaml')['tiny_control'], record)
+
+SPOKEN = [Utterance(id='u', speaker='s', duration=1.0, reference='go on')]
+VALUES = dict(lm_weight=0.35, word_insertion=0.0, beam_width=20, engine='pyctcdecode') # as a record keeps them, not the defaults
+
+def decoded(x, *more):
+    "A record that has read dev and test, greedily and with VALUES, and `more`: (split, decoder, checkpoint)."
+    known = [(s, d, 'best') for s in ('dev', 'test') for d in ('greedy', 'beam')]
+    decodes = [make_decode(s, d, SPOKEN, ['go on'], VALUES if d == 'beam' else {}, c, '0' * 64) for s, d, c in [*known, *more]]
+    return bare_record(x, utterances=dict(dev=SPOKEN, test=SPOKEN), decodes=decodes, arrays={'entropy/temperature': make_array([1.0])})
+
+@pytest.mark.parametrize('values, left', [('search', []), ('{lm_weight: 0.35, word_bonus: 0.0, beam_width: 20}', []), ('{lm_weight: 0.4, word_bonus: 0.0, beam_width: 20}', ['dev', 'test']),
+                                          ('{lm_weight: 0.35, beam_width: 20}', ['dev', 'test']), ('{lm_weight: 0.35, word_bonus: 0.0, beam_width: 10}', ['dev', 'test'])])
+def test_decodings_with_other_values_are_made_again(root, values, left):
+    changed(root, '{lm_weight: 0.5, beam_width: 4}', values)
+    x = load_queue('queue.yaml')['tiny_control']
+    assert steps_left(x, decoded(x)) == [('decode', split) for split in left]
+
+def test_an_ensemble_of_other_epochs_is_made(root):
+    changed(root, 'decoders: {beam: {lm_weight: 0.5, beam_width: 4}}', 'decoders: {beam: search}\n    ensemble: [4, 2]')
+    x = load_queue('queue.yaml')['tiny_control']
+    assert steps_left(x, decoded(x, *((s, 'greedy', 'ensemble_002_004') for s in ('dev', 'test')))) == []
+    assert steps_left(x, decoded(x, *((s, 'greedy', 'ensemble_002_004_006') for s in ('dev', 'test')))) == [('ensemble', 'dev'), ('ensemble', 'test')]
+
+def test_records_of_this_repository_hold_the_values_of_its_queue():
+    for x in load_queue(ROOT/'configs/experiments/an4.yaml').values():
+        record = recorded(x, ROOT/'results')
+        for d in record.decodes if record else ():
+            if isinstance(x.decoders.get(d.decoder), BeamValues): assert experiments._decoded(record, d.split, d.decoder, x.decoders[d.decoder]), (x.name, d.settings)
+            if d.checkpoint.startswith('ensemble'): assert d.checkpoint == experiments._ensemble_name(x.ensemble)
+
+def test_the_test_set_is_read_with_the_values_of_dev(root, monkeypatch):
+    "Also where models/<run>/decoding.json is missing; and once a decoder, with the former values' decoding replaced."
+    changed(root, '{lm_weight: 0.5, beam_width: 4}', 'search')
+    x = load_queue('queue.yaml')['tiny_control']
+    record, asked, scored = decoded(x), [], []
+    record = record.model_copy(update=dict(decodes=[d for d in record.decodes if (d.split, d.decoder) != ('test', 'beam')]))
+    loaded, decoder = SimpleNamespace(sha256='0' * 64, path=x.checkpoint, tokenizer=None), nullcontext()
+    decoder.decode_batch = None
+    monkeypatch.setattr(experiments, 'open_split', lambda *_: (loaded, None, SimpleNamespace(checkpoint='best'), record))
+    monkeypatch.setattr(experiments, 'build_decoder', lambda *a: asked.append(a[3]) or (decoder, {}, ''))
+    monkeypatch.setattr(experiments, 'score', lambda record, *a, **k: scored.append(record) or record)
+    experiments._decode(x, 'test', 'cpu')
+    assert asked == [dict(lm_weight=0.35, word_bonus=0.0, beam_width=20)]
+    loaded.sha256 = '1' * 64
+    with pytest.raises(QueueError, match='tiny_control: its dev set was decoded with other weights'): experiments._decode(x, 'test', 'cpu')
+    given = load_queue('queue.yaml')['tiny_control']
+    given.decoders['beam'] = BeamValues(lm_weight=0.5)
+    experiments._decode(given, 'dev', 'cpu')
+    assert asked[-1]['lm_weight'] == 0.5 and not [d for d in scored[-1].decodes if (d.split, d.decoder) == ('dev', 'beam')]
 
 # killed, stopped, and two at a time
 
