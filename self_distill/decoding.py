@@ -226,7 +226,7 @@ def open_split(checkpoint,   # file, list of files (an ensemble), or `LoadedMode
     "Everything that decoding needs"
     loaded = open_model(checkpoint, pick_device(device))
     corpus, data = open_corpus(loaded, overrides), data_settings(loaded.config, overrides)
-    return loaded, corpus, compute_logits(loaded, corpus, split, cache=data.cache), open_record(loaded, data, folder)
+    return loaded, corpus, compute_logits(loaded, corpus, split, cache=data.cache), open_record(loaded, data, folder, corpus)
 
 def evaluate_models(checkpoint,   # file, list of files (an ensemble), or `LoadedModel`
                     split: str = 'dev', # 'train', 'dev' or 'test'

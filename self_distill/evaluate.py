@@ -132,15 +132,29 @@ def _teacher(loaded):
     teacher = loaded.payload.get('teacher')
     return teacher and Teacher(run=Path(teacher['checkpoint']).parent.name, checkpoint_sha256=teacher['sha256'])
 
+def _refuse_other_utterances(record, corpus, path):
+    "The corpus must hold what the record lists of each split."
+    for split, known in record.utterances.items():
+        here, listed = ({u.id: u for u in part} for part in (utterances_of(corpus.rows(split)), known))
+        if list(here.values()) == known: continue
+        lost, new = [i for i in listed if i not in here], [i for i in here if i not in listed]
+        changed = [f'{name} of {i} {a!r}, now {b!r}' for i in listed if i in here for name, a in listed[i] if a != (b := getattr(here[i], name))]
+        what = ([f'{len(lost)} are gone ({", ".join(lost[:3])})'] if lost else []) + ([f'{len(new)} are new ({", ".join(new[:3])})'] if new else []) + changed[:1]
+        raise RecordError(f'{path}: lists {len(listed)} {split} utterances, and {corpus.name} has {len(here)} now that are not these: {"; ".join(what) or "another order"}. '
+                          'Set data.path to the corpus that the run was trained on; a reading of another corpus needs a folder of its own (`folder=` of evaluate_models, evaluate_beam and search_beam)')
+
 def open_record(
     loaded: LoadedModel,  # of `load_model`
     data: DataConfig | None = None,  # the corpus that is decoded (None: the one it was trained on)
     folder='results',  # of records
+    corpus: Corpus | None = None,  # as it was read: it must hold what the record lists (None: not checked)
 ) -> Record:
     "The record of a checkpoint's run, or a new one of kind 'decoding'."
     config, own = loaded.config, loaded.config.data
-    if data is not None and (data.corpus, data.protocol, data.fold) != (own.corpus, own.protocol, own.fold):
+    differ = [] if data is None else [k for k in ('corpus', 'protocol', 'fold', 'utterances', 'seed') if getattr(data, k) != getattr(own, k)]
+    if differ:
         where = f'{data.corpus}_fold{data.fold}' if data.protocol == 'folds' else data.corpus
+        where += ''.join(f'_{k}{getattr(data, k)}' for k in ('utterances', 'seed') if k in differ)
         config = replace(config, run=f'{config.run}_on_{where}', data=data)
     path = record_path(config.run, folder)
     if path.exists():
@@ -148,6 +162,7 @@ def open_record(
         if record.config_hash != config_hash(config):
             raise RecordError(f'{path}: made with the settings {record.config_hash}, but {loaded.path.name} was trained with {config_hash(config)}. '
                               'Move the record away, or evaluate the checkpoint that belongs to it')
+        if corpus is not None: _refuse_other_utterances(record, corpus, path)
         return record
     device = next(loaded.model.parameters()).device
     return new_record('decoding', config, device, parameters=count_parameters(loaded.model), teacher=_teacher(loaded))
@@ -223,7 +238,7 @@ def prepare(
     loaded = load_model(checkpoint, pick_device(device))
     config = loaded.config
     corpus = load_corpus(config.data if data is None else data, config.text, config.features)
-    record = open_record(loaded, data, folder)
+    record = open_record(loaded, data, folder, corpus)
     return loaded, corpus, compute_logits(loaded, corpus, split, batch_size, (data or config.data).cache), record
 
 def evaluate_greedy(

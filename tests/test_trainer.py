@@ -1,12 +1,14 @@
 """The trainer's promises that a page cannot hold: accumulation, numbers that are not finite, and what a resumed run refuses."""
 import math, shutil
+from dataclasses import replace
 
 import pytest, torch
 from test_torture import TRAINING, settings
 
-from self_distill import trainer
+from self_distill import decoding, trainer
 from self_distill.batches import epoch_batches
 from self_distill.checkpoint import load_checkpoint, load_model, save_checkpoint
+from self_distill.records import RecordError, read_record
 from self_distill.trainer import Trainer, TrainingError
 
 @pytest.fixture(autouse=True)
@@ -162,6 +164,30 @@ def test_a_run_moves_to_another_precision_as_a_new_run_taught_by_it(precision, c
     run = Trainer(settings('moved', shared_cache, teacher=dict(checkpoint=str(copy)), training=TRAINING | dict(epochs=1, precision=precision), memory_optimization=dict(teacher_fp16=True)))
     run.fit()
     assert all(p.dtype == torch.float32 for p in load_model(root/'models/moved/checkpoint_best.pt').model.parameters())
+
+# the record of a run, and other data than the run's own
+
+BEST = 'models/short/checkpoint_best.pt'
+
+def test_another_demo_corpus_is_not_the_runs_own_test_set(copy, root):
+    before = (root/'results/short.json').read_bytes()
+    record = decoding.evaluate_models(BEST, 'test', ['data.utterances=32', 'data.seed=1'])
+    assert record.run == 'short_on_demo_utterances32_seed1' and (root/'results/short.json').read_bytes() == before
+    assert read_record(f'results/{record.run}.json').kind == 'decoding'
+
+def test_other_utterances_are_not_the_runs_own_test_set(copy, root, monkeypatch):
+    load, before = decoding.load_corpus, (root/'results/short.json').read_bytes()
+    def changed(change): monkeypatch.setattr(decoding, 'load_corpus', lambda *a: (c := load(*a)) and replace(c, manifest=change(c.manifest)))
+    for change, what in ((lambda m: m[m.id != 'dev-0001'], r'6 dev utterances, and demo has 5 now that are not these: 1 are gone \(dev-0001\)'),
+                         (lambda m: m.assign(id=m.id.str.replace('dev-0001', 'dev-01')), r'1 are gone \(dev-0001\); 1 are new \(dev-01\)'),
+                         (lambda m: m.assign(speaker='s'), 'speaker of dev-0000 .*, now'),
+                         (lambda m: m[::-1], 'another order')):
+        changed(change)
+        with pytest.raises(RecordError, match=rf'short.json: lists .*{what}.*Set data\.path to the corpus'): decoding.evaluate_models(BEST, 'test')
+    changed(lambda m: m[m.id != 'test-0001'])
+    assert len(decoding.evaluate_models(BEST, 'test').utterances['test']) == 5 and (root/'results/test_ledger.jsonl').read_text().count('\n') == 1
+    changed(lambda m: m)
+    with pytest.raises(RecordError, match=r'lists 5 test utterances, and demo has 6 now.*1 are new \(test-0001\)'): decoding.evaluate_models(BEST, 'dev')
 
 # course
 
