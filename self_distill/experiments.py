@@ -31,7 +31,7 @@ from .corpora import load_corpus
 from .decoding import build_decoder, evaluate_ensemble, numbered_checkpoints, open_split, search_beam, without_decode
 from .evaluate import Logits, greedy_decoder, score
 from .records import Array, Record, find_decode, make_array, read_record, record_path, write_record
-from .trainer import flat, stop_requests
+from .trainer import division, flat, heard_test_speakers, stop_requests
 
 # %% ../nbs/20_experiments.ipynb #format
 class QueueError(ValueError):
@@ -194,10 +194,17 @@ def _teachers_first(path, experiments):
     named, order = {x.name: x for x in experiments}, {}
     def add(x, seen=()):
         if x.name in seen: raise QueueError(f'{path}: {" → ".join([*seen, x.name])} teach each other in a circle')
-        if x.teacher: add(named[x.teacher], (*seen, x.name))
+        if x.teacher:
+            add(named[x.teacher], (*seen, x.name))
+            _refuse_knowing(path, named[x.teacher], x)
         order.setdefault(x.name, x)
     for x in experiments: add(x)
     return order
+
+def _refuse_knowing(path, teacher, x):
+    "A teacher must not have heard whom its student is tested on"
+    theirs, ours = teacher.config.data, x.config.data
+    if heard_test_speakers(theirs, ours): raise QueueError(f'{path}: {x.name} ({division(ours)}) would be taught by {teacher.name} ({division(theirs)}), which has heard test speakers of it; name a row with the same folds and protocol as teacher')
 
 # %% ../nbs/20_experiments.ipynb #recorded
 def recorded(x: Experiment,

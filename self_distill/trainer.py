@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['REMEDIES', 'DTYPES', 'POSITION', 'FREE', 'RunLog', 'average_decay', 'averaged_model', 'check_course',
-           'TrainingStopped', 'TrainingError', 'stop_requests', 'pick_device', 'autocast', 'Trainer', 'loader', 'flat',
-           'peak_memory', 'train']
+           'TrainingStopped', 'TrainingError', 'stop_requests', 'pick_device', 'autocast', 'Trainer', 'loader',
+           'division', 'heard_test_speakers', 'flat', 'peak_memory', 'train']
 
 # %% ../nbs/13_trainer.ipynb #imports
 import json, math, os, signal, sys, threading, time
@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from .batches import UtteranceDataset, collate, epoch_batches, output_frames, too_short
 from .checkpoint import CheckpointError, copy_checkpoint, load_checkpoint, load_model, remove_unfinished, save_checkpoint
-from .config import Config, MonitoringConfig, build_config, config_dict, root_path
+from .config import Config, DataConfig, MonitoringConfig, build_config, config_dict, root_path
 from .corpora import load_corpus
 from .decode import greedy_decode
 from .loss import Objective, hard_loss
@@ -181,9 +181,17 @@ def _load_data(self: Trainer):
     self.train_set, self.dev_set = (UtteranceDataset(self.corpus, split, self.tokenizer, c.features, augment, c.seed, self.statistics)
                                     for split, augment in (('train', c.augmentation), ('dev', None)))
 
+def division(data: DataConfig) -> str:
+    "Which part of the speakers is tested, in words"
+    return f'fold {data.fold} of protocol folds' if data.protocol == 'folds' else f'protocol {data.protocol}'
+
+def heard_test_speakers(teacher: DataConfig, student: DataConfig) -> bool:
+    "Whether a teacher may have been trained on speakers that its student is tested on"
+    return teacher.corpus == student.corpus and division(teacher) != division(student)
+
 @patch
 def _load_teacher(self: Trainer):
-    "The frozen teacher, or None; it must write the same tokens and read the same features"
+    "The frozen teacher, or None; it must write the same tokens, read the same features and not know the test speakers"
     path = self.config.teacher.checkpoint
     if path is None: return None
     teacher = load_model(path, self.device)
@@ -192,7 +200,19 @@ def _load_teacher(self: Trainer):
         raise CheckpointError(f'{path}: the teacher writes other tokens than this run ({len(teacher.tokenizer)} against {len(self.tokenizer)}); train it with the same `text` settings')
     if teacher.config.features != self.config.features:
         raise CheckpointError(f'{path}: the teacher reads other features ({teacher.config.features}) than this run ({self.config.features}); train it with the same `features` settings')
+    theirs, ours = teacher.config.data, self.config.data
+    if heard_test_speakers(theirs, ours):
+        raise CheckpointError(f'{path}: the teacher was trained on {theirs.corpus}, {division(theirs)}, and this run is tested on {division(ours)}: it has heard test speakers of this run; take a teacher of the same data.protocol and data.fold')
+    if self.statistics and not _alike(teacher.payload['feature_statistics'], self.statistics):
+        raise CheckpointError(f"{path}: the teacher's features are normalised by other statistics than this run's training split gives; take a teacher trained on the same split, or features.normalization utterance for both")
     return teacher
+
+def _alike(theirs, ours): return all(torch.allclose(torch.as_tensor(a), torch.as_tensor(b), rtol=1e-3, atol=1e-3) for a, b in zip(theirs, ours))
+
+@patch(as_prop=True)
+def teacher_wer(self: Trainer) -> float | None:
+    "The dev WER of the teacher's weights, percent"
+    return self.teacher and self.teacher.payload.get('val_wer', self.teacher.payload['best_val_wer'])
 
 # %% ../nbs/13_trainer.ipynb #train-step
 @patch
@@ -335,7 +355,7 @@ def _payload(self: Trainer) -> dict:
                    config=config_dict(self.config), epoch=self.epoch, best_val_wer=self.best, val_wer=last.get('wer', math.inf),
                    versions=dict(python=sys.version.split()[0], torch=str(torch.__version__)))
     if self.statistics: payload['feature_statistics'] = list(self.statistics)
-    if self.teacher: payload['teacher'] = dict(checkpoint=str(self.config.teacher.checkpoint), sha256=self.teacher.sha256, wer=self.teacher.payload['best_val_wer'])
+    if self.teacher: payload['teacher'] = dict(checkpoint=str(self.config.teacher.checkpoint), sha256=self.teacher.sha256, wer=self.teacher_wer)
     return payload
 
 @patch
@@ -424,7 +444,7 @@ def end_epoch(self: Trainer):
     left = (c.training.epochs - self.epoch) * self.seconds / self.epoch
     self.log.say(f'Epoch {self.epoch}/{c.training.epochs}: loss {means.get("loss", math.nan):.4f}, dev WER {metrics["wer"]:.2f} %, best {self.best:.2f} %, '
                  f'{self.history[-1]["seconds"]:.0f} s + {time.perf_counter() - start:.0f} s, about {tqdm.format_interval(left)} left')
-    for sentence in check_course(self.epoch, metrics['wer'], self.best, c.monitoring, self.teacher and self.teacher.payload['best_val_wer']): self.log.say(sentence)
+    for sentence in check_course(self.epoch, metrics['wer'], self.best, c.monitoring, self.teacher_wer): self.log.say(sentence)
 
 # %% ../nbs/13_trainer.ipynb #alone
 @patch
@@ -472,7 +492,7 @@ def _introduce(self: Trainer, resumed):
     for skipped in (self.corpus.skipped, self.train_set.skipped):
         if skipped: say(f'Excluded: {len(skipped)} utterances ({"; ".join(f"{i}: {why}" for i, why in skipped)})')
     if self.teacher:
-        say(f'Teacher loaded: {c.teacher.checkpoint}, dev WER {self.teacher.payload["best_val_wer"]:.2f} %, {count_parameters(self.teacher.model):,} parameters')
+        say(f'Teacher loaded: {c.teacher.checkpoint}, dev WER {self.teacher_wer:.2f} %, {count_parameters(self.teacher.model):,} parameters')
         if c.training.epochs != c.temperature.reference_epochs:
             say(f'Temperature milestones {c.temperature.milestones} of {c.temperature.reference_epochs} epochs are {milestones} of {c.training.epochs}')
 

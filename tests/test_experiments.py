@@ -87,6 +87,12 @@ def test_unknown_override_run_and_group_are_refused(root):
     with pytest.raises(QueueError, match='did you mean tiny_student'): run_experiment('queue.yaml', 'tiny_studnt')
     with pytest.raises(QueueError, match='has no group mine; it has main'): run_queue('queue.yaml', only=['mine'])
 
+def test_a_teacher_that_has_heard_the_test_speakers_is_refused(root):
+    changed(root, 'teacher: baseline', 'folds: [0, 1], teacher: baseline') # one baseline for both folds
+    with pytest.raises(QueueError, match=r'queue.yaml: tiny_student_f0 \(fold 0 of protocol folds\) would be taught by tiny_baseline \(protocol official\), which has heard test speakers'): load_queue('queue.yaml')
+    changed(root, 'frozen: a test of the queue', 'folds: [0, 1]')
+    assert load_queue('queue.yaml')['tiny_student_f1'].teacher == 'tiny_baseline_f1'
+
 def test_commands_of_a_list_are_words_for_a_shell(root):
     assert run_command('a queue.yaml', 'tiny_control', ['data.path=/my data']) == "self-distill experiments 'a queue.yaml' --run tiny_control 'data.path=/my data'"
 

@@ -7,9 +7,11 @@ from test_torture import TRAINING, settings
 
 from self_distill import decoding, trainer
 from self_distill.batches import epoch_batches
-from self_distill.checkpoint import load_checkpoint, load_model, save_checkpoint
+from self_distill.checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint
 from self_distill.records import RecordError, read_record
 from self_distill.trainer import Trainer, TrainingError
+
+BEST = 'models/short/checkpoint_best.pt'
 
 @pytest.fixture(autouse=True)
 def root(tmp_path, monkeypatch):
@@ -165,9 +167,34 @@ def test_a_run_moves_to_another_precision_as_a_new_run_taught_by_it(precision, c
     run.fit()
     assert all(p.dtype == torch.float32 for p in load_model(root/'models/moved/checkpoint_best.pt').model.parameters())
 
-# the record of a run, and other data than the run's own
+# teachers
 
-BEST = 'models/short/checkpoint_best.pt'
+def taught(cache, **more): return settings('taught', cache, teacher=dict(checkpoint=str(more.pop('teacher', BEST))), **more)
+
+def test_a_teacher_that_has_heard_the_test_speakers_is_refused(copy, shared_cache):
+    for data in (dict(protocol='folds'), dict(protocol='folds', fold=2)):
+        config = load_checkpoint(BEST)['config']
+        rewrite(copy, config=config | dict(data=config['data'] | data))
+        with pytest.raises(CheckpointError, match=rf'trained on demo, fold {data.get("fold", 0)} of protocol folds, and this run is tested on protocol official: it has heard test speakers.*same data.protocol and data.fold'): Trainer(taught(shared_cache, teacher=copy))
+    rewrite(copy, config=config | dict(data=config['data'] | dict(fold=3))) # no fold where there are none
+    assert Trainer(taught(shared_cache, teacher=copy)).teacher
+
+def test_a_teacher_with_other_statistics_is_refused(copy, shared_cache):
+    config, features = load_checkpoint(BEST)['config'], dict(normalization='corpus')
+    mean, deviation = Trainer(settings('plain', shared_cache, features=features)).statistics
+    for shift, fits in ((0, True), (1e-6, True), (0.1, False)):
+        rewrite(copy, config=config | dict(features=config['features'] | features), feature_statistics=[mean + shift, deviation])
+        if fits: assert Trainer(taught(shared_cache, teacher=copy, features=features)).teacher
+        else:
+            with pytest.raises(CheckpointError, match='normalised by other statistics'): Trainer(taught(shared_cache, teacher=copy, features=features))
+
+def test_the_teachers_wer_is_that_of_its_weights(copy, shared_cache, root):
+    rewrite(copy, val_wer=88.25, best_val_wer=77.)
+    run = Trainer(taught(shared_cache, teacher=copy))
+    run._introduce(False)
+    assert 'dev WER 88.25 %' in (root/'logs/training.log').read_text() and run._payload()['teacher']['wer'] == 88.25
+
+# the record of a run, and other data than the run's own
 
 def test_another_demo_corpus_is_not_the_runs_own_test_set(copy, root):
     before = (root/'results/short.json').read_bytes()
