@@ -10,6 +10,7 @@ __all__ = ['REMEDIES', 'DTYPES', 'POSITION', 'FREE', 'RunLog', 'average_decay', 
 # %% ../nbs/13_trainer.ipynb #imports
 import json, math, os, signal, sys, threading, time
 from contextlib import closing, contextmanager, nullcontext
+from itertools import pairwise
 
 import psutil, torch
 from fastcore.basics import patch
@@ -158,7 +159,7 @@ class Trainer:
         self.average = averaged_model(self.model, t.ema_window * self.updates_per_epoch) if t.ema_window else None
         self.epoch, self.window, self.update, self.seconds = 0, 0, 0, 0. # epochs done, updates done in the next one, in all, training seconds
         self.sums, self.history, self.best, self.bad, self.skipped = {}, [], math.inf, 0, 0
-        self.started = dict(started=now(), **environment(self.device)) # the code that runs, not what the files become meanwhile
+        self.sittings = [dict(started=now(), update=0, **{k: dict(v) for k, v in environment(self.device).items()})] # the code that runs, not what the files become meanwhile
         torch.manual_seed(config.seed)
 
     @property
@@ -361,7 +362,7 @@ def _payload(self: Trainer) -> dict:
 @patch
 def save(self: Trainer):
     "Write `checkpoint_last.pt`, from which training resumes"
-    state = {k: getattr(self, k) for k in POSITION}
+    state = {k: getattr(self, k) for k in POSITION} | dict(sittings=self.sittings)
     state |= dict(model=self.model.state_dict(), objective=self.objective.state_dict(), optimizer=self.optimizer.state_dict(), scaler=self.scaler.state_dict(),
                   averaged=int(self.average.n_averaged) if self.average else 0, random=torch.get_rng_state())
     if self.device.type == 'cuda': state['cuda_random'] = torch.cuda.get_rng_state(self.device)
@@ -387,6 +388,7 @@ def resume(self: Trainer) -> bool: # whether there was anything to resume
         self.average.module.load_state_dict(payload['model'])
         self.average.n_averaged.fill_(state['averaged'])
     for k in POSITION: setattr(self, k, state[k])
+    self.sittings = [*state.get('sittings', []), self.sittings[0] | dict(update=self.update)] # checkpoints of old have none
     torch.set_rng_state(state['random'].cpu())
     if 'cuda_random' in state and self.device.type == 'cuda': torch.cuda.set_rng_state(state['cuda_random'].cpu(), self.device)
     return True
@@ -512,6 +514,16 @@ def peak_memory(device: torch.device) -> dict: # MiB, by name
     return {'process': peak / 2**20} | on_device
 
 @patch
+def _sitting_notes(self: Trainer) -> list: # of sentences
+    "What a later sitting had otherwise than the one before"
+    notes = [f'begun in a sitting that is not noted; start, code and device are those after update {n}' for s in self.sittings[:1] if (n := s['update'])]
+    for before, after in pairwise(self.sittings):
+        a, b = ({k: v for k, v in flat(s).items() if k not in ('started', 'update')} for s in (before, after))
+        changed = [f'{k} {a.get(k)!r} → {b.get(k)!r}' for k in a | b if a.get(k) != b.get(k)]
+        if changed: notes.append(f'resumed at {after["started"]} after update {after["update"]}: {"; ".join(changed)}')
+    return notes
+
+@patch
 def record(self: Trainer) -> Record:
     "The finished run's record, with the best checkpoint's greedy texts on dev"
     best = load_model(self.folder/'checkpoint_best.pt', self.device)
@@ -522,8 +534,8 @@ def record(self: Trainer) -> Record:
     skipped = [f'excluded {i}: {why}' for i, why in self.corpus.skipped + self.train_set.skipped]
     made = new_record('training', self.config, self.device, teacher=teacher, parameters=count_parameters(self.model), epochs=self.history,
                       utterances={'dev': rows}, decodes=[greedy], times={'training': self.seconds, 'updates': self.update, 'skipped_updates': self.skipped},
-                      peak_memory=peak_memory(self.device), notes=skipped)
-    return made.model_copy(update=self.started)
+                      peak_memory=peak_memory(self.device), notes=skipped + self._sitting_notes())
+    return Record.model_validate(made.model_dump() | {k: v for k, v in self.sittings[0].items() if k != 'update'})
 
 def train(config: Config) -> Record: # also in results/<run>.json
     "Train a run from wherever it stands to its end; a run that is finished returns its record"

@@ -131,7 +131,7 @@ def logged(root, run='student'):
 
 def comparable(value):
     "A nested value without the clock, and without what may change between two sittings."
-    if isinstance(value, dict): return {k: comparable(v) for k, v in value.items() if k not in ('seconds', 'sha256', 'workers')}
+    if isinstance(value, dict): return {k: comparable(v) for k, v in value.items() if k not in ('seconds', 'sha256', 'workers', 'sittings')}
     return [comparable(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 def differences(a, b, where=''):

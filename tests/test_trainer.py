@@ -149,6 +149,34 @@ def test_a_setting_that_came_later_has_its_default(copy, shared_cache):
     rewrite(copy, config=config)
     assert Trainer(short(shared_cache)).resume()
 
+def test_a_record_states_the_first_sitting_and_what_changed_since(shared_cache, root, monkeypatch):
+    code = trainer.environment('cpu')
+    def sit(second, asked, **git):
+        monkeypatch.setattr(trainer, 'now', lambda: f'2026-01-01T00:00:0{second}+00:00')
+        monkeypatch.setattr(trainer, 'environment', lambda device: code | dict(git=code['git'].model_copy(update=git)))
+        run = Trainer(short(shared_cache, epochs=4))
+        if not asked: return run
+        end = run.end_epoch
+        def stop(): end(); run._stop('SIGTERM')
+        run.end_epoch = stop
+        with pytest.raises(trainer.TrainingStopped): run.fit()
+    for second, git in enumerate((dict(revision='a', dirty=False), dict(revision='a', dirty=False), dict(revision='b', dirty=True))): sit(second, True, **git)
+    state = load_checkpoint(root/'models/short/checkpoint_last.pt')['training']
+    assert [s['update'] for s in state['sittings']] == [0, 3, 6] and state['sittings'][0]['git'] == dict(revision='a', dirty=False)
+    run = sit(3, False, revision='b', dirty=True)
+    run.fit()
+    record = run.record()
+    assert (record.started, record.git.revision, record.git.dirty) == ('2026-01-01T00:00:00+00:00', 'a', False)
+    assert record.notes == ["resumed at 2026-01-01T00:00:02+00:00 after update 6: git.revision 'a' → 'b'; git.dirty False → True"]
+
+def test_a_checkpoint_without_its_sittings_is_resumed(copy, shared_cache):
+    state = load_checkpoint(copy)['training']
+    del state['sittings']
+    rewrite(copy, training=state)
+    run = Trainer(short(shared_cache))
+    assert run.resume() and len(run.sittings) == 1
+    assert run.record().notes == ['begun in a sitting that is not noted; start, code and device are those after update 6']
+
 def test_another_teacher_is_refused(copy, shared_cache):
     taught = settings('taught', shared_cache, teacher=dict(checkpoint='models/short/checkpoint_best.pt'), training=TRAINING | dict(epochs=1))
     Trainer(taught).fit()
