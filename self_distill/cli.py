@@ -27,7 +27,7 @@ from .experiments import finish_experiment, load_queue, run_command, run_experim
 from .figures import make_figures
 from .records import LEDGER, read_record, record_path, records_in
 from .search import ALPHAS, BEAM_WIDTHS, BETAS, load_decoding
-from .trainer import train as train_run
+from .trainer import pick_device, train as train_run
 
 # %% ../nbs/24_cli.ipynb #app
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -191,7 +191,7 @@ def searched(loaded, language_model) -> bool: # whether decoding values of this 
 
 def decode_best(config, why: str):
     "Search on dev, then greedy and beam on dev and test, for a run's best checkpoint; only what is not recorded yet"
-    loaded = open_model(f'{config.checkpoints.folder}/{config.run}/checkpoint_best.pt')
+    loaded = open_model(f'{config.checkpoints.folder}/{config.run}/checkpoint_best.pt', pick_device(config.device))
     known = searched(loaded, language_model_for(open_corpus(loaded), config))
     if not known: search_beam(loaded)
     for split in ('dev', 'test'):

@@ -352,13 +352,14 @@ def evaluate_ensemble(checkpoints,         # files, at least two
                       folder='results'     # of records and ledger
                      ) -> pd.DataFrame: # a row for each model: WER and CER in percent, parameters
     "Members, mean probabilities and, within one run, mean weights: greedy error rates on a split"
-    loaded = load_ensemble(checkpoints, pick_device(device))
+    device = pick_device(device)
+    loaded = load_ensemble(checkpoints, device)
     one_run = len({m['checkpoint'].split('/')[0] for m in loaded.payload['ensemble']}) == 1
-    models = [('mean of probabilities', loaded)] + ([('mean of weights', open_model(average_weights(checkpoints, None, overrides, device)))] if one_run else [])
-    if split != 'test': models = [('member', open_model(path)) for path in checkpoints] + models
+    models = [('mean of probabilities', loaded)] + ([('mean of weights', open_model(average_weights(checkpoints, None, overrides, str(device)), device))] if one_run else [])
+    if split != 'test': models = [('member', open_model(path, device)) for path in checkpoints] + models
     rows = []
     for kind, model in models:
-        model, _, logits, record = open_split(model, split, overrides, device, folder)
+        model, _, logits, record = open_split(model, split, overrides, folder=folder)
         record = score(record, logits, greedy_decoder(model.tokenizer), why=why, folder=folder, show=False)
         found = find_decode(record, split, 'greedy', logits.checkpoint)
         rows.append(dict(model=kind, checkpoint=f'{model.config.run}/{logits.checkpoint}', wer=found.wer, cer=found.cer, parameters=count_parameters(model.model)))

@@ -2,11 +2,12 @@
 import math, shutil
 from dataclasses import replace
 
-import pytest, torch
+import pandas as pd, pytest, torch
+from pictures import picture_config, write_pictures
 from test_torture import TRAINING, settings
 
-from self_distill import decoding, trainer
-from self_distill.batches import epoch_batches
+from self_distill import cli, decoding, trainer
+from self_distill.batches import UtteranceDataset, epoch_batches
 from self_distill.checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint
 from self_distill.records import RecordError, read_record
 from self_distill.trainer import Trainer, TrainingError
@@ -194,6 +195,33 @@ def test_a_run_moves_to_another_precision_as_a_new_run_taught_by_it(precision, c
     run = Trainer(settings('moved', shared_cache, teacher=dict(checkpoint=str(copy)), training=TRAINING | dict(epochs=1, precision=precision), memory_optimization=dict(teacher_fp16=True)))
     run.fit()
     assert all(p.dtype == torch.float32 for p in load_model(root/'models/moved/checkpoint_best.pt').model.parameters())
+
+def test_words_that_training_lacks_are_scored_and_left_out_of_the_loss(root):
+    write_pictures(root, 60)
+    table = pd.read_csv(root/'pictures.csv')
+    table['text'] = ['the zoo' if i == 'u004' else t for i, t in zip(table.id, table.text)] # of dev
+    table.to_csv(root/'pictures.csv', index=False)
+    run = Trainer(picture_config(text=dict(tokenizer='word')))
+    run._introduce(False)
+    assert 'zoo' not in run.tokenizer.tokens and run.dev_set.unwritable == {'u004'} and len(run.dev_set) == 10 and run.corpus.skipped == []
+    assert '1 dev utterances hold words that training lacks' in (root/'logs/training.log').read_text()
+    texts, loss = run.recognize(run.model.eval(), run.dev_set)
+    run.corpus.manifest = run.corpus.manifest[run.corpus.manifest.id != 'u004']
+    rest = UtteranceDataset(run.corpus, 'dev', run.tokenizer, run.config.features)
+    assert 'u004' in texts and math.isfinite(loss) and run.recognize(run.model, rest)[1] == pytest.approx(loss)
+
+# devices
+
+def test_members_and_averages_run_on_the_device_that_is_asked_for(copy, monkeypatch):
+    load, devices = decoding.load_model, []
+    monkeypatch.setattr(decoding, 'load_model', lambda path, device='cpu': devices.append(str(device)) or load(path))
+    table = decoding.evaluate_ensemble([BEST, 'models/short/checkpoint_epoch_002.pt'], device='cpu:0')
+    assert list(table.model) == ['member'] * 2 + ['mean of probabilities', 'mean of weights'] and set(devices) == {'cpu:0'}
+
+def test_the_demo_decodes_on_its_device(shared_cache, monkeypatch):
+    def opened(path, device='cpu'): raise LookupError(f'on {device}')
+    monkeypatch.setattr(cli, 'open_model', opened)
+    with pytest.raises(LookupError, match='on cpu:0'): cli.decode_best(replace(short(shared_cache), device='cpu:0'), 'a test')
 
 # teachers
 
