@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from self_distill import corpora, doctor
 from self_distill.batches import collate, epoch_batches, frames_needed, output_frames, too_short, Utterance
 from self_distill.config import ConfigError, DataConfig, FeatureConfig, TextConfig, build_config, config_dict, load_config
-from self_distill.corpora import COLUMNS, check_manifest, default_split, download, load_corpus, read_table, unpack
+from self_distill.corpora import COLUMNS, SPLITS, check_manifest, default_split, download, load_corpus, read_table, unpack
 from self_distill.features import read_mfc
 from self_distill.text import Tokenizer, normalize_text
 
@@ -81,15 +81,27 @@ def test_what_is_not_too_short_has_a_finite_loss(utterances):
     assert [i for i, x in enumerate(losses) if not torch.isfinite(x)] == too_short(lengths, labels)
     assert batch.lengths.tolist() == lengths
 
-rows = st.lists(st.fixed_dictionaries(dict(id=st.sampled_from('abcdef'), path=st.sampled_from(['x', 'y', 'z', './x']), text=st.text(max_size=5), split=st.sampled_from(['train', 'dev', 'test', 'Test']),
-                                           speaker=st.sampled_from('st'), duration=st.floats())), max_size=8)
+@st.composite
+def manifests(draw):
+    "A table that is right, or with one fault; and that fault."
+    splits = draw(st.permutations([*SPLITS, *draw(st.lists(st.sampled_from(SPLITS), max_size=6))]))
+    table = corpora.pd.DataFrame([dict(id=f'u{i}', path=f'{i}.wav', text=draw(st.text(max_size=5)), split=s, speaker=draw(st.sampled_from('st')), duration=draw(st.floats())) for i, s in enumerate(splits)])
+    fault, (a, b) = draw(st.sampled_from([None, 'column', 'id', 'name', 'path', 'empty'])), [splits.index(s) for s in draw(st.permutations(SPLITS))[:2]]
+    if fault == 'column': table = table.drop(columns=draw(st.sampled_from(COLUMNS)))
+    if fault == 'id': table.loc[a, 'id'] = table.id[b]
+    if fault == 'name': table.loc[a, 'split'] = 'Test'
+    if fault == 'path': table.loc[a, 'path'] = draw(st.sampled_from(['', './', 'x/../'])) + table.path[b]
+    if fault == 'empty': table = table[table.split != splits[a]]
+    return table, fault
+
 @few
-@given(rows, st.sets(st.sampled_from(COLUMNS), max_size=2))
-def test_a_manifest_is_consistent_or_refused(rows, dropped):
-    table = corpora.pd.DataFrame(rows, columns=COLUMNS).drop(columns=list(dropped))
+@given(manifests())
+def test_a_manifest_is_consistent_or_refused(manifest):
+    table, fault = manifest
     good = clear(lambda: check_manifest(table, 'm.csv'), ValueError)
+    assert (good is None) == (fault is not None), fault
     if good is None: return
-    assert good.id.is_unique and set(good.split) == {'train', 'dev', 'test'}
+    assert len(good) == len(table) and good.id.is_unique and set(good.split) == {'train', 'dev', 'test'}
     assert all(len(set(group)) == 1 for _, group in good.split.groupby(good.path.map(os.path.normpath)))
 
 @few
