@@ -54,7 +54,9 @@ class UtteranceDataset(torch.utils.data.Dataset):
                  seed=0,                  # of the run
                  statistics=None):        # mean (F,) and deviation (F,), for normalization 'corpus'
         rows, self.corpus, self.features, self.augment, self.seed, self.statistics = corpus.rows(split), corpus, features, augment, seed, statistics
-        labels = [_encode(tokenizer, row) for row in rows.itertuples()]
+        labels = [_encode(tokenizer, row, split) for row in rows.itertuples()]
+        self.unwritable = {rows.id[i] for i, l in enumerate(labels) if l is None} # ids: scored, and without a CTC loss
+        labels = [l or [] for l in labels]
         short = set(too_short(rows.frames, labels)) if split == 'train' else set()
         self.skipped = [(rows.id[i], f'{rows.frames[i]} frames make {output_frames(rows.frames[i])} of output, its labels need {frames_needed(labels[i])}') for i in sorted(short)]
         keep = [i for i in range(len(rows)) if i not in short]
@@ -79,10 +81,12 @@ class UtteranceDataset(torch.utils.data.Dataset):
         return Utterance(row.id, clean, spec_augment(noisy, self.augment, generator, self.corpus.frequency_axis), labels, row.text)
 
 # %% ../nbs/05_batches.ipynb #dataset-helpers
-def _encode(tokenizer, row):
-    "The labels of a row, its id in the error"
+def _encode(tokenizer, row, split):
+    "The labels of a row, its id in the error; None where dev or test hold a word that a vocabulary of words lacks"
     try: return tokenizer.encode(row.text)
-    except ValueError as e: raise ValueError(f'utterance {row.id!r}: {e}') from None
+    except ValueError as e:
+        if tokenizer.kind == 'word' and split != 'train': return None
+        raise ValueError(f'utterance {row.id!r}: {e}') from None
 
 def _stretch(x, labels, stretch, generator):
     "`x` at a pace drawn from [1 - stretch, 1 + stretch], unless its labels would no longer fit"
@@ -115,7 +119,7 @@ def collate(utterances # a list of `Utterance`
     undamaged = all(u.clean is u.features for u in utterances)
     clean = features if undamaged else pad_sequence([u.clean for u in utterances], batch_first=True)
     return Batch([u.id for u in utterances], clean, features, torch.tensor([len(u.features) for u in utterances]),
-                 pad_sequence([torch.tensor(u.labels) for u in utterances], batch_first=True),
+                 pad_sequence([torch.tensor(u.labels, dtype=torch.int64) for u in utterances], batch_first=True),
                  torch.tensor([len(u.labels) for u in utterances]), [u.text for u in utterances])
 
 # %% ../nbs/05_batches.ipynb #epoch-batches

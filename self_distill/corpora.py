@@ -175,13 +175,15 @@ def load_corpus(data: DataConfig,       # which corpus, where, how it is split
     def check_text(row):
         texts[row.id] = normalize(row.text)
         if not texts[row.id]: raise ValueError(f'its transcript {row.text!r} holds no word; write what is said')
+    def check_labels(row): # a word that training lacks is dev's or test's to miss; of characters a vocabulary has all
+        if row.split == 'train' or tokenizer.kind == 'character': tokenizer.encode(row.text)
     def check_features(row): shapes[row.id] = cache.shape(row)
 
     manifest = check_manifest(CORPORA[data.corpus](data, features), source)
     manifest = _keep_good(manifest, check_text, data.on_error, skipped)
     manifest['text'] = manifest.id.map(texts)
     tokenizer = build_tokenizer(text, manifest.text[manifest.split == 'train'])
-    manifest = _keep_good(manifest, lambda row: tokenizer.encode(row.text), data.on_error, skipped)
+    manifest = _keep_good(manifest, check_labels, data.on_error, skipped)
     manifest = _keep_good(manifest, check_features, data.on_error, skipped)
     check_manifest(manifest, f'{source} ({len(skipped)} utterances skipped)')
     voices = manifest[manifest.speaker != 'unknown'].groupby('speaker').split.nunique()

@@ -324,7 +324,7 @@ def recognize(self: Trainer,
               model: BiLSTMCTC, # in eval mode
               data: UtteranceDataset
              ) -> tuple: # greedy text by utterance id, and the CTC loss in nats per valid output frame
-    "Greedy texts and CTC loss of a split; the loss leaves out utterances too short for their labels, whose own would be infinite"
+    "Greedy texts and CTC loss of a split; the loss leaves out utterances too short for their labels, or with words that training lacks, whose own would be infinite"
     texts, loss, frames = {}, 0., 0
     order, size = sorted(range(len(data)), key=lambda i: data.lengths[i]), self.config.training.batch_size
     for positions in (order[i:i+size] for i in range(0, len(order), size)):
@@ -332,7 +332,7 @@ def recognize(self: Trainer,
         out = model(batch.clean, batch.lengths)                   # float32, as every later evaluation
         texts |= dict(zip(batch.ids, greedy_decode(out.logits, out.lengths, self.tokenizer)))
         short = too_short(batch.lengths.tolist(), [data.labels[i] for i in positions])
-        fits = [i for i in range(len(batch)) if i not in short]
+        fits = [i for i, name in enumerate(batch.ids) if i not in short and name not in data.unwritable]
         loss += float(hard_loss(out.logits[fits], out.lengths[fits], batch.labels[fits], batch.label_lengths[fits])) if fits else 0.
         frames += int(out.lengths[fits].sum())
     return texts, loss / max(1, frames)
@@ -493,6 +493,7 @@ def _introduce(self: Trainer, resumed):
         f'{self.device}, {c.training.precision}, seed {c.seed}' + (f'; {self.epoch} epochs and {self.window} updates are done' if resumed else ''))
     for skipped in (self.corpus.skipped, self.train_set.skipped):
         if skipped: say(f'Excluded: {len(skipped)} utterances ({"; ".join(f"{i}: {why}" for i, why in skipped)})')
+    if self.dev_set.unwritable: say(f'{len(self.dev_set.unwritable)} dev utterances hold words that training lacks: they are scored, and left out of the dev loss')
     if self.teacher:
         say(f'Teacher loaded: {c.teacher.checkpoint}, dev WER {self.teacher_wer:.2f} %, {count_parameters(self.teacher.model):,} parameters')
         if c.training.epochs != c.temperature.reference_epochs:

@@ -137,6 +137,19 @@ def test_any_alphabet_round_trips(text, language):
     tokenizer = Tokenizer.from_texts([text])
     assert Tokenizer.from_dict(tokenizer.to_dict()).decode(tokenizer.encode(text)) == text
 
+def test_a_word_that_training_lacks_stays_in_dev_and_test(tmp_path):
+    for n, word in enumerate(['sun', 'rain', 'snow', 'fog']): np.save(tmp_path/f'u{n}.npy', np.ones((40, 6), dtype=np.float32))
+    (tmp_path/'m.csv').write_text('path,text,split\nu0.npy,sun rain,train\nu1.npy,sun,dev\nu2.npy,rain snow,dev\nu3.npy,fog,test\n')
+    data, features = dict(corpus='manifest', path=str(tmp_path/'m.csv'), cache=str(tmp_path/'c')), FeatureConfig(kind='precomputed')
+    for on_error in ('raise', 'skip'):
+        corpus = load_corpus(DataConfig(**data, on_error=on_error), TextConfig(tokenizer='word'), features)
+        assert list(corpus.manifest.text) == ['sun rain', 'sun', 'rain snow', 'fog'] and corpus.skipped == [] and corpus.tokenizer.tokens[1:] == ('rain', 'sun')
+    dev, test = (UtteranceDataset(corpus, split, corpus.tokenizer, features) for split in ('dev', 'test'))
+    assert (dev.unwritable, dev.labels, test.unwritable) == ({'u2'}, [[2], []], {'u3'})
+    batch = collate([dev[i] for i in range(2)])
+    assert batch.labels.tolist() == [[2], [0]] and batch.label_lengths.tolist() == [1, 0] and batch.texts == ['sun', 'rain snow']
+    with pytest.raises(ValueError, match="utterance 'u2': 'o'.*, 'w'"): load_corpus(DataConfig(**data), TextConfig(alphabet='sunrai'), features) # characters must be known everywhere
+
 @pytest.mark.parametrize('damage, reason', [
     (lambda p: p.write_bytes(b'RIFF'), 'not readable as audio'), (lambda p: p.unlink(), 'no such'),
     (lambda p: soundfile.write(p, np.zeros(0), 16000, format='WAV'), 'empty'), (lambda p: soundfile.write(p, np.zeros(100), 16000, format='FLAC'), 'shorter than one window')])
