@@ -202,8 +202,8 @@ class MonitoringConfig:
     milestones: list[Milestone] = field(default_factory=list)
     not_learning: Optional[Milestone] = None # a remedy is printed when dev WER is above this after that epoch
     not_beating_teacher: Optional[Count] = None # a remedy is printed when the teacher is still better after that epoch
-    target_greedy: Optional[tuple[float, float]] = None # percent, low and high
-    target_beam: Optional[tuple[float, float]] = None
+    target_greedy: Optional[tuple[float, float]] = None # percent, low and high: evaluation says whether dev or test WER meets it
+    target_beam: Optional[tuple[float, float]] = None # the same, of a beam search
     max_bad_steps: Count = 20        # consecutive updates with NaN or Inf after which training stops
 
 # %% ../nbs/00_config.ipynb #config-class

@@ -24,7 +24,7 @@ from .beam import BeamDecoder
 from .checkpoint import CheckpointError, LoadedModel, content_hash, load_checkpoint, load_model, save_checkpoint
 from .config import Config, DataConfig, apply_override, build_config, config_dict, root_path
 from .corpora import Corpus, load_corpus
-from .evaluate import WHY, checkpoint_name, compute_logits, greedy_decoder, improvement_lines, open_record, score
+from .evaluate import WHY, checkpoint_name, compute_logits, greedy_decoder, improvement_lines, open_record, score, target_lines
 from .language_model import check_spelling, estimate_arpa, read_sentences, read_unigrams, train_language_model
 from .metrics import count_errors, error_rate
 from .model import ModelOutput, count_parameters
@@ -237,7 +237,9 @@ def evaluate_models(checkpoint,   # file, list of files (an ensemble), or `Loade
                    ) -> Record:
     "Greedy error rates of a model or an ensemble: printed, and written into its record"
     loaded, _, logits, record = open_split(checkpoint, split, overrides, device, folder)
-    return score(record, logits, greedy_decoder(loaded.tokenizer), why=why, folder=folder)
+    record = score(record, logits, greedy_decoder(loaded.tokenizer), why=why, folder=folder)
+    for line in target_lines(find_decode(record, split, 'greedy', logits.checkpoint), loaded.config.monitoring.target_greedy): print(line)
+    return record
 
 # %% ../nbs/18_decoding.ipynb #beam-decoder
 def decoder_settings(decoder: BeamDecoder, # with a language model
@@ -294,7 +296,8 @@ def evaluate_beam(checkpoint,                # file, list of files (an ensemble)
         record = score(record, logits, greedy_decoder(loaded.tokenizer), why=why, folder=folder)
         record = score(without_decode(record, split, name, logits.checkpoint), logits, decoder.decode_batch, name, settings, why, folder)
     first, second = (find_decode(record, split, decoder, logits.checkpoint) for decoder in ('greedy', name))
-    print('\n'.join(improvement_lines(record, first, second)))
+    targets = loaded.config.monitoring
+    print('\n'.join([*target_lines(first, targets.target_greedy), *target_lines(second, targets.target_beam), *improvement_lines(record, first, second)]))
     return record
 
 # %% ../nbs/18_decoding.ipynb #search-table

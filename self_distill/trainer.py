@@ -86,7 +86,6 @@ REMEDIES = {
 }
 
 def check_course(epoch: int,       # just finished
-                 wer: float,       # dev WER of this epoch, percent
                  best: float,      # best dev WER so far, percent
                  config: MonitoringConfig,
                  teacher_wer=None  # the teacher's dev WER, percent
@@ -446,7 +445,7 @@ def end_epoch(self: Trainer):
     left = (c.training.epochs - self.epoch) * self.seconds / self.epoch
     self.log.say(f'Epoch {self.epoch}/{c.training.epochs}: loss {means.get("loss", math.nan):.4f}, dev WER {metrics["wer"]:.2f} %, best {self.best:.2f} %, '
                  f'{self.history[-1]["seconds"]:.0f} s + {time.perf_counter() - start:.0f} s, about {tqdm.format_interval(left)} left')
-    for sentence in check_course(self.epoch, metrics['wer'], self.best, c.monitoring, self.teacher_wer): self.log.say(sentence)
+    for sentence in check_course(self.epoch, self.best, c.monitoring, self.teacher_wer): self.log.say(sentence)
 
 # %% ../nbs/13_trainer.ipynb #alone
 @patch

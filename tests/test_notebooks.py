@@ -5,16 +5,13 @@ import nbformat, pytest
 from conftest import NOTEBOOKS, copy_repository, environment
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
-from papermill.parameterize import parameterize_notebook
 
 SECONDS = 300  # for a whole notebook; a lesson should take less than a tenth of it
 ARTIFACTS = '456'  # first digits of the notebooks that draw recorded runs; test_figures runs them all, on invented records
-PARAMETERS = {}  # notebook name: values for its `parameters` cell, where its defaults would train for long
 
 def prepared(path):
-    "The notebook as it is to be run: with its test parameters, without the cells that nbdev leaves out too."
+    "The notebook as it is to be run: without the cells that nbdev leaves out too."
     notebook = nbformat.read(path, as_version=4)
-    if path.name in PARAMETERS: notebook = parameterize_notebook(notebook, PARAMETERS[path.name])
     for cell in notebook.cells:
         if cell.cell_type == 'code' and '#| eval: false' in cell.source: cell.source = ''
     return notebook

@@ -272,6 +272,19 @@ def test_other_utterances_are_not_the_runs_own_test_set(copy, root, monkeypatch)
     changed(lambda m: m)
     with pytest.raises(RecordError, match=r'lists 5 test utterances, and demo has 6 now.*1 are new \(test-0001\)'): decoding.evaluate_models(BEST, 'dev')
 
+def test_a_target_is_met_or_missed(copy, capsys):
+    payload, best = load_checkpoint(BEST), copy.parent/'checkpoint_best.pt'
+    for low, high, said in ((90., 100., 'met'), (45., 45.5, 'missed; a wider search')):
+        save_checkpoint(payload | dict(config=payload['config'] | dict(monitoring=payload['config']['monitoring'] | dict(target_greedy=[low, high], target_beam=[low, high]))), best)
+        decoding.evaluate_models(BEST, 'dev')
+        assert f'Target: {low:g} to {high:g}% (greedy): {said}' in capsys.readouterr().out
+        decoding.evaluate_beam(BEST, 'dev', workers=1)
+        told = capsys.readouterr().out
+        assert all(f'Target: {low:g} to {high:g}% ({d}): {said}' in told for d in ('greedy', 'beam')) and told.index('Target') < told.index('Improvement')
+    save_checkpoint(payload, best)
+    decoding.evaluate_models(BEST, 'dev')
+    assert 'Target' not in capsys.readouterr().out
+
 # course
 
 def test_where_folders_cannot_be_made_the_error_says_so(shared_cache, root):
