@@ -33,7 +33,7 @@ def too_short(lengths, # input frames of each utterance
     "Which utterances have fewer output frames than their labels need (Graves et al. 2006)"
     return [i for i, (T, l) in enumerate(zip(lengths, labels, strict=True)) if output_frames(T) < frames_needed(l)]
 
-# %% ../nbs/05_batches.ipynb #dataset
+# %% ../nbs/05_batches.ipynb #dataset-item
 @dataclass
 class Utterance:
     "One item of a dataset"
@@ -43,6 +43,7 @@ class Utterance:
     labels: list
     text: str
 
+# %% ../nbs/05_batches.ipynb #dataset
 class UtteranceDataset(torch.utils.data.Dataset):
     "One split of a corpus as labelled features, clean and damaged"
     def __init__(self,

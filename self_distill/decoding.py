@@ -270,7 +270,11 @@ def build_decoder(loaded: LoadedModel, corpus: Corpus,
     return decoder, decoder_settings(decoder, order), f'Beam search: {told}; {order}-gram {arpa.name}'
 
 # %% ../nbs/18_decoding.ipynb #evaluate-beam
-def without_decode(record: Record, split: str, name: str, checkpoint: str) -> Record:
+def without_decode(record: Record,
+                   split: str,      # 'dev' or 'test'
+                   name: str,       # of the decoder: 'beam', …
+                   checkpoint: str  # best, last, epoch_070, …
+                  ) -> Record:
     "The record without the decoding of this name, whatever its settings"
     return record.model_copy(update=dict(decodes=[d for d in record.decodes if (d.split, d.decoder, d.checkpoint) != (split, name, checkpoint)]))
 

@@ -126,7 +126,7 @@ def greedy_decoder(
     def decode(log_probs): return [greedy_decode(torch.from_numpy(x)[None], [len(x)], tokenizer)[0] for x in log_probs]
     return decode
 
-# %% ../nbs/14_evaluate.ipynb #evaluate-open-record
+# %% ../nbs/14_evaluate.ipynb #evaluate-same-utterances
 def _teacher(loaded):
     "The teacher that the checkpoint names, or None."
     teacher = loaded.payload.get('teacher')
@@ -143,6 +143,7 @@ def _refuse_other_utterances(record, corpus, path):
         raise RecordError(f'{path}: lists {len(listed)} {split} utterances, and {corpus.name} has {len(here)} now that are not these: {"; ".join(what) or "another order"}. '
                           'Set data.path to the corpus that the run was trained on; a reading of another corpus needs a folder of its own (`folder=` of evaluate_models, evaluate_beam and search_beam)')
 
+# %% ../nbs/14_evaluate.ipynb #evaluate-open-record
 def open_record(
     loaded: LoadedModel,  # of `load_model`
     data: DataConfig | None = None,  # the corpus that is decoded (None: the one it was trained on)

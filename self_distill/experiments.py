@@ -352,7 +352,7 @@ def figure_arrays(logits: Logits, # of the dev split
             f'posterior/{logits.ids[k]}': make_array(np.exp(logits.log_probs[k]), decimals=3),
             'posterior_tokens': Array(shape=[len(tokens)], dtype=f'<U{max(map(len, tokens))}', values=list(tokens))}
 
-# %% ../nbs/20_experiments.ipynb #finish
+# %% ../nbs/20_experiments.ipynb #decode-run
 def _decode(x, split, device):
     "Greedy and every beam search of the queue on one split, as far as the record lacks them"
     loaded, corpus, logits, record = open_split(x.checkpoint, split, _place(x), device)
@@ -377,6 +377,7 @@ def _place(x):
     "Where this machine keeps the run's corpus"
     return [f'data.path={json.dumps(x.config.data.path)}', f'data.cache={json.dumps(x.config.data.cache)}']
 
+# %% ../nbs/20_experiments.ipynb #finish
 def finish_experiment(x: Experiment):
     "Arrays, decodings and test readings that a trained run still lacks"
     with claimed(x):

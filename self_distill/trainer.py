@@ -181,6 +181,7 @@ def _load_data(self: Trainer):
     self.train_set, self.dev_set = (UtteranceDataset(self.corpus, split, self.tokenizer, c.features, augment, c.seed, self.statistics)
                                     for split, augment in (('train', c.augmentation), ('dev', None)))
 
+# %% ../nbs/13_trainer.ipynb #load-teacher
 def division(data: DataConfig) -> str:
     "Which part of the speakers is tested, in words"
     return f'fold {data.fold} of protocol folds' if data.protocol == 'folds' else f'protocol {data.protocol}'
