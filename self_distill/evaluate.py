@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WHY', 'Logits', 'checkpoint_name', 'compute_logits', 'greedy_decoder', 'open_record', 'score_lines', 'target_lines',
-           'improvement_lines', 'score', 'prepare', 'evaluate_greedy']
+           'improvement_lines', 'score']
 
 # %% ../nbs/14_evaluate.ipynb #evaluate-imports
 import hashlib, re, time
@@ -16,16 +16,15 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from .batches import output_frames
-from .checkpoint import LoadedModel, load_model
-from .config import DataConfig, config_dict, config_hash, root_path
-from .corpora import Corpus, load_corpus, store
+from .checkpoint import LoadedModel
+from .config import DataConfig, config_hash, root_path
+from .corpora import Corpus, store
 from .decode import greedy_decode
 from .features import normalize
 from .metrics import bootstrap_interval, paired_bootstrap
 from .model import count_parameters
 from .records import (LEDGER, Decode, Record, RecordError, Teacher, Utterance, add_decode, append_ledger, decode_counts,
-                                  find_decode, make_decode, new_record, portable, read_record, record_path, utterances_of, write_record)
-from .trainer import pick_device
+                                  make_decode, new_record, portable, read_record, record_path, utterances_of, write_record)
 
 # %% ../nbs/14_evaluate.ipynb #evaluate-logits
 @dataclass(frozen=True)
@@ -235,32 +234,3 @@ def score(
     write_record(record, folder)
     if show: print('\n'.join(score_lines(record, decode)))
     return record
-
-# %% ../nbs/14_evaluate.ipynb #evaluate-evaluate
-def prepare(
-    checkpoint,  # file; a relative path starts at the repository's root
-    split: str = 'dev',  # 'train', 'dev' or 'test'
-    data: DataConfig | None = None,  # where the corpus is, or another corpus (None: as in the checkpoint)
-    device: str = 'auto',  # auto | cpu | cuda | …
-    batch_size: int = 32,  # utterances in a batch
-    folder='results',  # of records
-) -> tuple:  # LoadedModel, Corpus, Logits, Record
-    "Everything that decoding needs."
-    loaded = load_model(checkpoint, pick_device(device))
-    config = loaded.config
-    corpus = load_corpus(config.data if data is None else data, config.text, config.features)
-    record = open_record(loaded, data, folder, corpus)
-    return loaded, corpus, compute_logits(loaded, corpus, split, batch_size, (data or config.data).cache), record
-
-def evaluate_greedy(
-    checkpoint,  # file; a relative path starts at the repository's root
-    split: str = 'dev',  # 'train', 'dev' or 'test'
-    data: DataConfig | None = None,  # where the corpus is, or another corpus (None: as in the checkpoint)
-    device: str = 'auto',  # auto | cpu | cuda | …
-    batch_size: int = 32,  # utterances in a batch
-    why: str = WHY,  # the reason for reading a test set, for the ledger
-    folder='results',  # of records and ledger
-) -> Record:
-    "Greedy error rates of a checkpoint on a split: printed, and written into the record of its run."
-    loaded, _, logits, record = prepare(checkpoint, split, data, device, batch_size, folder)
-    return score(record, logits, greedy_decoder(loaded.tokenizer), why=why, folder=folder)

@@ -61,6 +61,7 @@ class Row(Shared):
     title: Optional[str] = None # in figures and tables
     seed: Annotated[int, Field(ge=0)] = 0 # of the first run
     teacher: Optional[str] = None # a row, or group.row
+    same_as: Optional[str] = None # a row, or group.row, of the very same settings, whose records serve here too
 
 class Group(Shared):
     "Rows that are compared with each other"
@@ -136,7 +137,16 @@ def run_names(group: Group, name: str # of a row
 def find_row(queue: Queue, name: str, # 'row' or 'group.row'
              group: str # where a plain row is looked up
             ) -> tuple: # group, row
-    "Where a row stands that another one names"
+    "Where a row stands that has the records: the one named, or the one that it is `same_as`"
+    place = _written(queue, name, group)
+    other = queue.groups[place[0]].rows[place[1]].same_as
+    if other is None: return place
+    there = _written(queue, other, place[0])
+    if again := queue.groups[there[0]].rows[there[1]].same_as: raise QueueError(f'{name} is same_as {other}, which is itself same_as {again}; name a row that is trained')
+    return there
+
+def _written(queue, name, group):
+    "Where a row is written"
     group, row = name.split('.', 1) if '.' in name else (group, name)
     if row in getattr(queue.groups.get(group), 'rows', {}): return group, row
     there = ', '.join(f'{g}.{r}' for g, part in queue.groups.items() for r in part.rows)
@@ -180,14 +190,23 @@ def load_queue(path,        # YAML file; a relative path starts at the repositor
               ) -> dict:    # name → `Experiment`, in the order they should run
     "The runs of a queue: group by group, first runs of all rows first, teachers before students"
     queue, found, files = read_queue(path), [], {}
-    for group, part in queue.groups.items():
-        for name in part.rows:
-            try: found += [_experiment(queue, group, name, run, overrides, files) for run in run_names(part, name)]
-            except (QueueError, ConfigError) as e: raise QueueError(f'{path}: groups.{group}.rows.{name}: {e}') from None
+    rows = [(group, name, row) for group, part in queue.groups.items() for name, row in part.rows.items()]
+    for group, name, row in sorted(rows, key=lambda x: x[2].same_as is not None): # those that are trained first
+        try:
+            runs = [_experiment(queue, group, name, run, overrides, files) for run in run_names(queue.groups[group], name)]
+            if row.same_as is None: found += runs
+            else: _refuse_other(queue, runs, found, row.same_as)
+        except (QueueError, ConfigError) as e: raise QueueError(f'{path}: groups.{group}.rows.{name}: {e}') from None
     twice = [name for name, n in Counter(x.name for x in found).items() if n > 1]
     if twice: raise QueueError(f'{path}: two rows make a run named {twice[0]}; give their groups different prefixes')
     groups = list(queue.groups)
     return _teachers_first(path, sorted(found, key=lambda x: (groups.index(x.group), x.number)))
+
+def _refuse_other(queue, runs, found, other):
+    "A row may use the records of another only where it would have made the very same"
+    there = find_row(queue, runs[0].row, runs[0].group)
+    ours, theirs = ([(config_hash(x.config), x.teacher) for x in made] for made in (runs, [x for x in found if (x.group, x.row) == there]))
+    if ours != theirs: raise QueueError(f'is not the same as {other}: config, overrides, seed, folds, runs or teacher differ; make them equal, or take same_as out')
 
 def _teachers_first(path, experiments):
     "The same runs, each after the one that teaches it"

@@ -58,12 +58,13 @@ class Results:
 
     def missing(self, group: str, row: str) -> list: # names of runs
         "Runs of a row without a record"
+        group, row = find_row(self.queue, row, group)
         return [run for run in run_names(self.queue.groups[group], row) if not record_path(run, self.folder).exists()]
 
     def choose(self, *rows: str) -> str: # the group's name
         "Settle on a group that has these rows, all of their runs recorded"
         named = [self.group] if self.group else [g for g, part in self.queue.groups.items() if set(rows) <= set(part.rows)]
-        absent = {g: [run for row in rows for run in self.missing(*find_row(self.queue, row, g))] for g in named}
+        absent = {g: [run for row in rows for run in self.missing(g, row)] for g in named}
         if not absent: raise MissingRecords(f'{self.path}: no group has the rows {", ".join(rows)}')
         whole = [g for g, runs in absent.items() if not runs]
         if not whole: self._refuse(min(absent.values(), key=len))
@@ -96,7 +97,7 @@ def records(self: Results, row: str # 'student', or 'official.student' for anoth
 @patch
 def named(self: Results, row: str) -> str:
     "A row's title in figures and tables"
-    group, name = find_row(self.queue, row, self.group)
+    group, name = row.split('.', 1) if '.' in row else (self.group, row)
     return self.queue.groups[group].rows[name].title or name.replace('_', ' ')
 
 @patch
