@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TEMPERATURES', 'QueueError', 'Part', 'BeamValues', 'Shared', 'Row', 'Group', 'Queue', 'read_queue', 'Experiment',
            'run_names', 'find_row', 'load_queue', 'recorded', 'steps_left', 'notebook_path', 'run_notebook', 'is_held',
-           'is_running', 'claimed', 'train_experiment', 'softened_entropy', 'shown_utterance', 'figure_arrays',
-           'finish_experiment', 'run_experiment', 'State', 'survey', 'time_left', 'duration', 'summary_line',
-           'status_table', 'run_command', 'work', 'worker_command', 'run_queue', 'select']
+           'is_running', 'claimed', 'refuse_mixing', 'train_experiment', 'softened_entropy', 'shown_utterance',
+           'figure_arrays', 'finish_experiment', 'run_experiment', 'State', 'survey', 'time_left', 'duration',
+           'summary_line', 'status_table', 'run_command', 'work', 'worker_command', 'run_queue', 'select']
 
 # %% ../nbs/20_experiments.ipynb #imports
 import difflib, json, os, shlex, signal, statistics, subprocess, sys, time
@@ -30,8 +30,8 @@ from .config import Config, ConfigError, apply_override, build_config, config_di
 from .corpora import load_corpus
 from .decoding import build_decoder, evaluate_ensemble, numbered_checkpoints, open_split, search_beam, without_decode
 from .evaluate import Logits, greedy_decoder, score
-from .records import Array, Record, find_decode, make_array, read_record, record_path, write_record
-from .trainer import division, flat, heard_test_speakers, stop_requests
+from .records import Array, Record, device_state, find_decode, make_array, read_record, record_path, write_record
+from .trainer import division, flat, heard_test_speakers, pick_device, stop_requests
 
 # %% ../nbs/20_experiments.ipynb #format
 class QueueError(ValueError):
@@ -321,6 +321,19 @@ def claimed(x: Experiment):
             with FileLock(trainer): pass   # somebody trains it by hand: wait until that has ended
         yield
 
+# %% ../nbs/20_experiments.ipynb #mixing
+def refuse_mixing(experiments: dict, # of `load_queue`
+                  x: Experiment      # about to be trained on its device here
+                 ):
+    "A run on another device than the records of its group could not be compared with them"
+    here = device_state(pick_device(x.config.device))
+    made = {y.name: record.device for y in experiments.values() if y.group == x.group and (record := recorded(y))}
+    others = {run: d for run, d in made.items() if (d.type, d.name) != (here.type, here.name)}
+    if not others: return
+    run, device = next(iter(others.items()))
+    raise QueueError(f'{x.name} would be trained on {here.type} ({here.name}), but {len(others)} records of its group were made on another device ({run}: {device.type}, {device.name}), '
+                     'and runs on different devices are never compared. Train it on such a device, or move the records of the group away to make them all here')
+
 # %% ../nbs/20_experiments.ipynb #train-experiment
 def train_experiment(experiments: dict, # of `load_queue`
                      name: str
@@ -329,6 +342,7 @@ def train_experiment(experiments: dict, # of `load_queue`
     x = experiments[name]
     with claimed(x):
         if (record := recorded(x)) is not None: return record
+        refuse_mixing(experiments, x)
         if x.teacher:
             train_experiment(experiments, x.teacher)
             _needs_checkpoint(experiments[x.teacher])

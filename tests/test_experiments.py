@@ -172,6 +172,15 @@ def test_the_test_set_is_read_with_the_values_of_dev(root, monkeypatch):
     experiments._decode(given, 'dev', 'cpu')
     assert asked[-1]['lm_weight'] == 0.5 and not [d for d in scored[-1].decodes if (d.split, d.decoder) == ('dev', 'beam')]
 
+def test_a_run_is_not_started_beside_records_of_another_device(root):
+    runs = load_queue('queue.yaml')
+    record = decoded(runs['tiny_control'])
+    write_record(record)
+    experiments.refuse_mixing(runs, runs['tiny_baseline'])
+    write_record(record.model_copy(update=dict(device=record.device.model_copy(update=dict(name='another processor')))))
+    with pytest.raises(QueueError, match='tiny_baseline would be trained on .*tiny_control: cpu, another processor'): run_experiment('queue.yaml', 'tiny_baseline')
+    assert not (root/'models').exists()
+
 # killed, stopped, and two at a time
 
 def queue_process(root):

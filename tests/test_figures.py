@@ -121,6 +121,12 @@ def test_unknown_artifacts_and_groups_are_refused(tmp_path):
     with pytest.raises(ValueError, match='no artifact is called losses; there are loss_curves'): make_figures(['losses'], QUEUE, tmp_path)
     with pytest.raises(ValueError, match="has no group 'fold'"): Results(QUEUE, tmp_path, 'fold')
 
+def test_a_row_shows_the_records_of_the_row_it_is_the_same_as(records):
+    results = Results(QUEUE, records, 'folds_50')
+    assert [r.run for r in results.records('control')] == [r.run for r in results.records('folds.compute')] == [f'an4_folds_compute_f{k}' for k in range(5)]
+    assert results.named('control') == 'control: CTC alone' != results.named('folds.compute')
+    assert results.rows('baseline', 'control') == ['baseline', 'control']
+
 # seeds are paired
 
 def test_run_n_of_one_row_is_paired_with_run_n_of_another(records):
