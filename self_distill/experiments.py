@@ -113,6 +113,7 @@ class Experiment:
     decoders: dict       # name → 'search' or `BeamValues`
     ensemble: list | None
     frozen: str | None   # why its test set may be read
+    beside: tuple        # names of the runs it is compared with: its group's, and those of the row that `against` or `same_as` names
 
     @property
     def checkpoint(self): return root_path(self.config.checkpoints.folder)/self.name/'checkpoint_best.pt'
@@ -137,7 +138,7 @@ def run_names(group: Group, name: str # of a row
 def find_row(queue: Queue, name: str, # 'row' or 'group.row'
              group: str # where a plain row is looked up
             ) -> tuple: # group, row
-    "Where a row stands that has the records: the one named, or the one that it is `same_as`"
+    "Where a row stands that has the records: the one named, or the one that it is `same_as`; QueueError where there is none"
     place = _written(queue, name, group)
     other = queue.groups[place[0]].rows[place[1]].same_as
     if other is None: return place
@@ -162,6 +163,12 @@ def _teacher(queue, group, row, fold, number):
     raise QueueError(f'{row.teacher} has the runs {", ".join(runs)}; none fits run {number} (fold {fold}) of its student: give both the same folds and runs')
 
 # %% ../nbs/20_experiments.ipynb #load-queue
+def _beside(queue, group):
+    "Names of the runs that the rows of a group are compared with"
+    part = queue.groups[group]
+    places = dict.fromkeys(find_row(queue, row, group) for row in [*part.rows, *([part.against] if part.against else [])])
+    return tuple(run for where, row in places for run in run_names(queue.groups[where], row))
+
 def _experiment(queue, group, name, run, overrides, files):
     "One run, its config built"
     part, row = queue.groups[group], queue.groups[group].rows[name]
@@ -182,7 +189,7 @@ def _experiment(queue, group, name, run, overrides, files):
         apply_override(built, settings[-1])
         config = build_config(built, file)
     return Experiment(run, group, name, row.title or name.replace('_', ' '), number, file, tuple(settings), config, teacher,
-                      _inherited('decoders', row, part, queue) or {}, _inherited('ensemble', row, part, queue), _inherited('frozen', row, part, queue))
+                      _inherited('decoders', row, part, queue) or {}, _inherited('ensemble', row, part, queue), _inherited('frozen', row, part, queue), _beside(queue, group))
 
 # %% ../nbs/20_experiments.ipynb #load-queue-all
 def load_queue(path,        # YAML file; a relative path starts at the repository's root
@@ -325,14 +332,14 @@ def claimed(x: Experiment):
 def refuse_mixing(experiments: dict, # of `load_queue`
                   x: Experiment      # about to be trained on its device here
                  ):
-    "A run on another device than the records of its group could not be compared with them"
+    "Raise QueueError where a run would be trained on another device than the runs it is to be compared with"
     here = device_state(pick_device(x.config.device))
-    made = {y.name: record.device for y in experiments.values() if y.group == x.group and (record := recorded(y))}
+    made = {run: record.device for run in x.beside if (record := recorded(experiments[run]))}
     others = {run: d for run, d in made.items() if (d.type, d.name) != (here.type, here.name)}
     if not others: return
     run, device = next(iter(others.items()))
-    raise QueueError(f'{x.name} would be trained on {here.type} ({here.name}), but {len(others)} records of its group were made on another device ({run}: {device.type}, {device.name}), '
-                     'and runs on different devices are never compared. Train it on such a device, or move the records of the group away to make them all here')
+    raise QueueError(f'{x.name} would be trained on {here.type} ({here.name}), but {len(others)} records that it is to be compared with were made on another device ({run}: {device.type}, {device.name}), '
+                     'and runs on different devices are never compared. Train it on such a device, or move those records away to make them all here')
 
 # %% ../nbs/20_experiments.ipynb #train-experiment
 def train_experiment(experiments: dict, # of `load_queue`
