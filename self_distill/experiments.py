@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scipy.special import log_softmax
 
 import self_distill
+from .checkpoint import load_checkpoint
 from .config import Config, ConfigError, apply_override, build_config, config_dict, config_hash, read_config_file, root_path
 from .corpora import load_corpus
 from .decoding import build_decoder, evaluate_ensemble, numbered_checkpoints, open_split, search_beam, without_decode
@@ -352,15 +353,18 @@ def train_experiment(experiments: dict, # of `load_queue`
         refuse_mixing(experiments, x)
         if x.teacher:
             train_experiment(experiments, x.teacher)
-            _needs_checkpoint(experiments[x.teacher])
+            _needs_weights(experiments[x.teacher])
         code = run_notebook('30_train', x.log/'train.ipynb', {'config': str(root_path(x.file)), 'overrides': list(x.overrides)})
         if code: raise RuntimeError(f'{name}: training ended with exit code {code}; {x.log/"train.ipynb"} says why. The same command goes on from its last checkpoint')
         return recorded(x)
 
-def _needs_checkpoint(x):
-    "Refuse to go on with a run whose record came without its weights"
+def _needs_weights(x):
+    "Refuse to go on with a run whose record came without its weights, or with others than the record tells of"
     if not x.checkpoint.exists():
         raise FileNotFoundError(f'{x.checkpoint}: the record of {x.name} is here but its weights are not; copy them here, or move its record away to train it again')
+    told = {d.checkpoint_sha256 for d in recorded(x).decodes if d.checkpoint == 'best'}
+    if load_checkpoint(x.checkpoint)['sha256'] not in told:
+        raise QueueError(f'{x.checkpoint}: holds other weights than the record of {x.name} tells of; bring those of the record here, or move record and models/{x.name} away to train it again')
 
 # %% ../nbs/20_experiments.ipynb #arrays
 TEMPERATURES = (1.0, 2.0, 3.0, 3.5, 4.0, 6.0, 8.0)
@@ -402,16 +406,15 @@ def _decode(x, split, device):
         if values == 'search' and split == 'dev':
             search_beam(loaded, overrides=_place(x), device=device)
             record = read_record(record_path(x.name))
-        given = values.model_dump() if values != 'search' else {} if split == 'dev' else _values_of_dev(record, name, loaded)
+        given = values.model_dump() if values != 'search' else {} if split == 'dev' else _values_of_dev(record, name)
         decoder, settings, told = build_decoder(loaded, corpus, None, given)
         print(told)
         with decoder: record = score(without_decode(record, split, name, logits.checkpoint), logits, decoder.decode_batch, name, settings, why=x.frozen or '-')
 
-def _values_of_dev(record, name, loaded):
+def _values_of_dev(record, name):
     "What the search on dev has chosen, as the record of that decoding has it"
-    found = find_decode(record, 'dev', name, 'best')
-    if found.checkpoint_sha256 != loaded.sha256: raise QueueError(f'{record.run}: its dev set was decoded with other weights than {loaded.path.name} holds; bring the weights of the record here, or move record and models/{record.run} away to train again')
-    return dict(lm_weight=found.settings['lm_weight'], word_bonus=found.settings['word_insertion'], beam_width=found.settings['beam_width'])
+    settings = find_decode(record, 'dev', name, 'best').settings
+    return dict(lm_weight=settings['lm_weight'], word_bonus=settings['word_insertion'], beam_width=settings['beam_width'])
 
 def _place(x):
     "Where this machine keeps the run's corpus"
@@ -422,7 +425,7 @@ def finish_experiment(x: Experiment):
     "Arrays, decodings and test readings that a trained run still lacks"
     with claimed(x):
         for step in steps_left(x, recorded(x)):
-            _needs_checkpoint(x)
+            _needs_weights(x)
             if step == 'arrays':
                 loaded, _, logits, record = open_split(x.checkpoint, 'dev', _place(x), x.config.device)
                 write_record(record.model_copy(update=dict(arrays=record.arrays | figure_arrays(logits, loaded.tokenizer.tokens))))

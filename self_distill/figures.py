@@ -81,18 +81,21 @@ class Results:
 
 # %% ../nbs/21_figures.ipynb #results-rows
 @patch
+def record(self: Results, run: str # name of a run, or of a benchmark
+          ) -> Record:
+    "One record, checked and remembered as used"
+    if run not in self.used:
+        path = record_path(run, self.folder)
+        self.used[run] = read_record(path), hashlib.sha256(path.read_bytes()).hexdigest()
+    return self.used[run][0]
+
+@patch
 def records(self: Results, row: str # 'student', or 'official.student' for another group than the chosen one
            ) -> list: # of Record, in the order of the runs
     "Records of a row's runs, checked and remembered as used"
     group, name = find_row(self.queue, row, self.group)
     if runs := self.missing(group, name): self._refuse(runs)
-    found = []
-    for run in run_names(self.queue.groups[group], name):
-        if run not in self.used:
-            path = record_path(run, self.folder)
-            self.used[run] = read_record(path), hashlib.sha256(path.read_bytes()).hexdigest()
-        found.append(self.used[run][0])
-    return found
+    return [self.record(run) for run in run_names(self.queue.groups[group], name)]
 
 @patch
 def named(self: Results, row: str) -> str:
