@@ -71,6 +71,7 @@ def plot_search(table: pd.DataFrame # as `search_decoding` gives it
             corner = rates.columns.get_loc(chosen['alpha']) - 0.5, rates.index.get_loc(chosen['beta']) - 0.5
             panel.add_patch(plt.Rectangle(corner, 1, 1, fill=False, edgecolor='red', linewidth=2))
         panel.set(title=f'width {width}', xlabel='α', xticks=range(rates.shape[1]), xticklabels=rates.columns, yticks=range(rates.shape[0]), yticklabels=rates.index)
+        panel.tick_params(axis='x', labelrotation=90)
     panels[0, 0].set_ylabel('β')
     figure.colorbar(image, ax=panels[0], label='dev WER (%)')
     return figure

@@ -34,7 +34,7 @@ def test_every_artifact_and_the_page_are_the_same_bytes_again(records, tmp_path)
 def test_inputs_are_named_by_hash_and_by_the_revision_in_the_record(records, tmp_path):
     make_figures(['loss_curves'], QUEUE, records, folder=tmp_path)
     made = json.loads((tmp_path/'loss_curves.json').read_text())
-    assert made['group'] == 'folds' and len(made['records']) == 10
+    assert made['group'] == 'folds_50' and len(made['records']) == 10
     for record in made['records']:
         assert record['sha256'] == hashlib.sha256((records/f'{record["run"]}.json').read_bytes()).hexdigest()
         assert record['revision'] == '0' * 40
