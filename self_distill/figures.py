@@ -21,7 +21,7 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 from .compare import System
-from .experiments import find_row, load_queue, notebook_path, read_queue, run_names
+from .experiments import BeamValues, Searched, find_row, load_queue, notebook_path, read_queue, run_names
 from .config import root_path
 from .records import Record, RecordError, portable, read_record, record_path, write_text_atomic
 
@@ -133,9 +133,11 @@ def decoders(self: Results, split: str, # 'dev' or 'test'
 
 @patch
 def decoder_title(self: Results, decoder: str) -> str:
-    "A decoder's name in figures and text: of a beam search with given values, the values"
-    given = (self.queue.groups[self.group].decoders or {}).get(decoder)
-    return decoder if given in (None, 'search') else f'beam, α {given.lm_weight:g}, β {given.word_bonus:g}'
+    "A decoder's name in figures and text: of a beam search with given values, the values; with another language model, its order"
+    groups = [self.queue.groups[self.group], *self.queue.groups.values()]
+    beam = next((g.decoders[decoder] for g in groups if decoder in (g.decoders or {})), 'search')
+    if isinstance(beam, BeamValues): return f'beam, α {beam.lm_weight:g}, β {beam.word_bonus:g}'
+    return f'beam, {beam.order}-gram' + (' of more text' if beam.extra_text else '') if isinstance(beam, Searched) else decoder
 
 # %% ../nbs/21_figures.ipynb #curves
 def epoch_table(records: list # of Record

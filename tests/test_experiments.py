@@ -170,6 +170,36 @@ def test_the_test_set_is_read_with_the_values_of_dev(root, monkeypatch):
     experiments._decode(given, 'dev', 'cpu')
     assert asked[-1]['lm_weight'] == 0.5 and not [d for d in scored[-1].decodes if (d.split, d.decoder) == ('dev', 'beam')]
 
+def test_a_search_with_more_text_has_its_own_language_model(root, monkeypatch):
+    "Dev is searched and both sets are decoded with it; the record says so, and other text or another order is decoded anew."
+    changed(root, '{beam: {lm_weight: 0.5, beam_width: 4}}', '{beam: search, beam_text: {order: 5, extra_text: [more.txt]}}')
+    x = load_queue('queue.yaml')['tiny_control']
+    record, searched, built, kept = decoded(x), [], [], []
+    decoder = nullcontext()
+    decoder.decode_batch = None
+    loaded = SimpleNamespace(config=x.config, tokenizer=None)
+    monkeypatch.setattr(experiments, 'open_split', lambda *_: (loaded, None, SimpleNamespace(checkpoint='best'), record))
+    monkeypatch.setattr(experiments, 'language_model_for', lambda corpus, config, order, extra_text: f'{order}gram of {" ".join(extra_text)}')
+    monkeypatch.setattr(experiments, 'search_beam', lambda *_, language_model, **k: searched.append(language_model))
+    monkeypatch.setattr(experiments, 'read_record', lambda path: record)
+    monkeypatch.setattr(experiments, 'build_decoder', lambda *a: built.append(a[2:]) or (decoder, dict(VALUES, language_model_order=5), ''))
+    monkeypatch.setattr(experiments, 'score', lambda record, logits, batch, name, settings, **k: kept.append((name, settings)) or record)
+    assert [s for s in steps_left(x, record)] == [('decode', 'dev'), ('decode', 'test')]
+    experiments._decode(x, 'dev', 'cpu')
+    assert searched == ['5gram of more.txt'] and built == [('5gram of more.txt', {})]
+    assert kept == [('beam_text', dict(VALUES, language_model_order=5, extra_text=['more.txt']))]
+    record = record.model_copy(update=dict(decodes=[*record.decodes, make_decode('dev', 'beam_text', SPOKEN, ['go on'], kept[0][1], 'best', '0' * 64)]))
+    assert steps_left(x, record) == [('decode', 'test')]
+    experiments._decode(x, 'test', 'cpu')
+    assert len(searched) == 1 and built[-1] == ('5gram of more.txt', dict(lm_weight=0.35, word_bonus=0.0, beam_width=20))
+    for other in (dict(order=4), dict(extra_text=['other.txt'])):
+        x.decoders['beam_text'] = x.decoders['beam_text'].model_copy(update=other)
+        assert ('decode', 'dev') in steps_left(x, record)
+
+def test_a_wrong_key_of_a_decoder_is_named_with_the_nearest(root):
+    changed(root, '{lm_weight: 0.5, beam_width: 4}', '{ordre: 5}')
+    with pytest.raises(QueueError, match='ordre`: unknown key; the nearest valid key is `order`'): load_queue('queue.yaml')
+
 def test_a_run_is_not_started_beside_records_of_another_device(root):
     runs = load_queue('queue.yaml')
     record = decoded(runs['tiny_control'])

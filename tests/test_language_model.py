@@ -8,10 +8,11 @@ from hypothesis import given, settings, strategies as st
 
 kenlm = pytest.importorskip('kenlm')
 from self_distill.language_model import (check_spelling, count_ngrams, estimate_arpa, load_language_model, out_of_vocabulary_rate, perplexity,
-                                         read_unigrams, sentence_overlap, train_language_model)
+                                         read_sentences, read_unigrams, sentence_overlap, train_language_model)
 from self_distill.text import Tokenizer
 
-AN4 = Path(__file__).resolve().parents[2]/'shared'/'data'/'an4'/'etc'
+ROOT = Path(__file__).resolve().parents[1]
+AN4 = ROOT.parent/'shared'/'data'/'an4'/'etc'
 
 def total_after(model, words, history):
     "The sum of P(w | history) over the whole vocabulary, by KenLM"
@@ -87,3 +88,5 @@ def test_an4(tmp_path):
     held_out, training = training[::8], [s for i, s in enumerate(training) if i % 8] # perplexity on training text held out: orders are not compared on test
     values = [perplexity(load_language_model(estimate_arpa(training, n, tmp_path/f'{n}.arpa')), held_out) for n in (1, 2, 3, 4)]
     assert values[0] > 1.5 * values[2] and all(math.isfinite(v) for v in values)
+    more = training + read_sentences(ROOT/'configs/experiments/an4_text.txt')
+    assert perplexity(load_language_model(estimate_arpa(more, 5, tmp_path/'more.arpa')), held_out) < 0.85 * values[2]
