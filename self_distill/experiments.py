@@ -298,7 +298,7 @@ def run_notebook(name: str,       # '30_train'
                  output,          # executed copy to write
                  parameters: dict # values for its `parameters` cell
                 ) -> int:         # papermill's exit code
-    "Execute a notebook with papermill in a process of its own, and pass SIGINT and SIGTERM on to its kernel"
+    "Execute a notebook with papermill in a process of its own, with this process's root, and pass SIGINT and SIGTERM on to its kernel"
     path, output = notebook_path(name), Path(output)
     known = papermill.inspect_notebook(str(path))
     unknown = set(parameters) - set(known)
@@ -306,7 +306,7 @@ def run_notebook(name: str,       # '30_train'
     output.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, '-m', 'papermill', path, output, '--kernel', 'python3', '--log-output', '--no-progress-bar',
                '--cwd', path.parent, '-y', json.dumps(parameters)]
-    process = subprocess.Popen([str(c) for c in command], start_new_session=True)
+    process = subprocess.Popen([str(c) for c in command], start_new_session=True, env=os.environ | {'SELF_DISTILL_ROOT': str(root_path('.'))})
     previous = {s: signal.signal(s, lambda number, frame: _stop_kernel(process, number)) for s in (signal.SIGINT, signal.SIGTERM)}
     try: return process.wait()
     finally:

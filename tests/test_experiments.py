@@ -219,6 +219,15 @@ def test_weights_that_the_record_does_not_tell_of_are_refused(root, monkeypatch)
     for run in ('tiny_student', 'tiny_baseline'):
         with pytest.raises(QueueError, match='other weights than the record of tiny_baseline'): run_experiment('queue.yaml', run)
 
+def test_a_notebook_has_the_root_of_its_queue(tmp_path, monkeypatch):
+    "Not that of the clone which the package is installed from."
+    monkeypatch.delenv('SELF_DISTILL_ROOT', raising=False)
+    (tmp_path/'settings.ini').write_text('[DEFAULT]\nlib_name = self_distill\n')
+    monkeypatch.chdir(tmp_path)
+    given = []
+    monkeypatch.setattr(subprocess, 'Popen', lambda command, **settings: given.append(settings['env']['SELF_DISTILL_ROOT']) or SimpleNamespace(wait=lambda: 0))
+    assert experiments.run_notebook('30_train', tmp_path/'out.ipynb', {}) == 0 and given == [str(tmp_path.resolve())]
+
 # killed, stopped, and two at a time
 
 def queue_process(root):
