@@ -50,7 +50,7 @@ class Results:
     def __init__(self,
                  queue='configs/experiments/an4.yaml', # YAML file; a relative path starts at the repository's root
                  folder='results', # of records
-                 group: str = ''   # of the queue; empty: the first whose runs are recorded
+                 group: str = ''   # of the queue; empty: as `choose` settles it
                 ):
         self.path, self.folder, self.group = queue, folder, group
         self.queue, self.experiments, self.used = read_queue(queue), load_queue(queue), {}
@@ -62,13 +62,14 @@ class Results:
         return [run for run in run_names(self.queue.groups[group], row) if not record_path(run, self.folder).exists()]
 
     def choose(self, *rows: str) -> str: # the group's name
-        "Settle on a group that has these rows, all of their runs recorded"
+        "Settle on a group that has these rows, all of their runs recorded; one that lacks no row at all comes first"
         named = [self.group] if self.group else [g for g, part in self.queue.groups.items() if set(rows) <= set(part.rows)]
         absent = {g: [run for row in rows for run in self.missing(g, row)] for g in named}
         if not absent: raise MissingRecords(f'{self.path}: no group has the rows {", ".join(rows)}')
         whole = [g for g, runs in absent.items() if not runs]
         if not whole: self._refuse(min(absent.values(), key=len))
-        self.group = whole[0]
+        entire = [g for g in whole if not any(self.missing(g, row) for row in self.queue.groups[g].rows)]
+        self.group = (entire or whole)[0]
         return self.group
 
     def _refuse(self, runs):
@@ -264,7 +265,7 @@ def write_page(parameters: dict) -> Path:
 # %% ../nbs/21_figures.ipynb #make-figures
 def make_figures(only=(), # names of artifacts, and 'results' for the page; none: all
                  queue='configs/experiments/an4.yaml', records='results', # where the records are
-                 group: str = '', # of the queue; empty: for each artifact the first that is recorded
+                 group: str = '', # of the queue; empty: as `Results.choose` settles it
                  folder='thesis_figures'
                 ) -> pd.DataFrame: # artifact, state
     "Draw every figure and table from records alone; what lacks a record is left out by name, or an error where asked for"

@@ -14,6 +14,8 @@ from self_distill.text import Tokenizer
 
 WORDS = 'one two three four five go stop yes no erase enter rubout help start repeat'.split()
 ERROR = dict(baseline=0.16, student=0.12, control=0.155, compute=0.15) # of words
+VALUES = dict(lm_weight=0.5, word_bonus=0.0, beam_width=10) # of the beam search
+MORE_TEXT = dict(language_model_order=5, extra_text=['configs/experiments/an4_text.txt'])
 UPDATES, TOKENS = 35, Tokenizer.english().tokens
 
 def generator(*names): return np.random.default_rng(int(hashlib.sha256(' '.join(map(str, names)).encode()).hexdigest()[:8], 16))
@@ -67,7 +69,7 @@ def invented(x, sha='0' * 64) -> Record:
     error = ERROR.get(x.row, 0.13) + rng.normal(0, 0.005)
     spoken = {s: split_of(x.config.data.corpus, s, fold) for s in ('dev', 'test')}
     decodes = [make_decode(split, decoder, u, misheard(u, error * factor, rng), settings, checkpoint, sha)
-               for split, u in spoken.items() for decoder, factor, settings in (('greedy', 1, {}), ('beam', 0.75, dict(lm_weight=0.5, word_bonus=0.0, beam_width=10)))
+               for split, u in spoken.items() for decoder, factor, settings in (('greedy', 1, {}), ('beam', 0.75, VALUES), *([('beam_text', 0.65, VALUES | MORE_TEXT)] if 'beam_text' in x.decoders else []))
                for checkpoint in ('best', *(['ensemble_015_020_025', 'average'] if x.ensemble and decoder == 'greedy' else []))]
     logits = Logits('dev', 'best', sha, spoken['dev'], [posteriors(u.reference, rng) for u in spoken['dev']])
     millions = 15.2 if x.config.model.num_layers == 5 else 7.35

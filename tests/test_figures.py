@@ -90,6 +90,12 @@ def test_the_first_group_that_is_complete_is_taken(tmp_path):
     assert states.ablation_table.startswith('left out: no record yet of an4_ablation_gamma_0_s0')
     assert states.drop('ablation_table').str.startswith('made').all(), states
 
+def test_a_group_without_a_control_waits_behind_one_that_has_all(tmp_path):
+    write_records(QUEUE, tmp_path, lambda x: x.group in ('folds', 'folds_50') and not x.name.startswith('an4_folds50_compute'))
+    assert Results(QUEUE, tmp_path).choose('baseline', 'student') == 'folds'
+    (tmp_path/'an4_folds_control_f4.json').unlink()
+    assert Results(QUEUE, tmp_path).choose('baseline', 'student') == 'folds_50'
+
 def test_the_ablation_table_has_what_is_recorded_and_names_the_rest(tmp_path):
     write_records(QUEUE, tmp_path, lambda x: x.group in ('official', 'options') or x.name == 'an4_ablation_gamma_0_s0')
     make_figures(['ablation_table'], QUEUE, tmp_path, folder=tmp_path/'out')
