@@ -4,8 +4,9 @@
 
 The corpus is a census: its speakers spell names and addresses, say dates and telephone numbers, and read commands
 with random letters and numbers. Names and addresses come from Faker's American lists, all else from the few rules
-below. They were written with the training text of fold 0 in view, and how much of each there is was chosen by the
-perplexity on dev sets; no test text was looked at.
+below. They were written with a sample of the training and dev text of fold 0 in view, whose speakers are tested in
+other folds: they know what kinds of sentences there are, and none of the sentences. How much of each there is was chosen
+by the perplexity on dev sets.
 """
 import datetime, random, re
 from pathlib import Path
