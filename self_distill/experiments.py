@@ -52,6 +52,7 @@ class Searched(Part):
     order: Annotated[int, Field(ge=1, le=6)] = 3 # longest n-gram, words
     extra_text: list[str] = []                   # text files besides the training transcripts, one sentence a line
 
+# %% ../nbs/20_experiments.ipynb #format-rows
 class Shared(Part):
     "What a queue, a group or a row may say; the innermost counts"
     config: Optional[str] = None                       # YAML file of the run
