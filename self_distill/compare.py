@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LANGUAGE_MODEL', 'LENGTHS', 'System', 'recipe', 'row_name', 'systems_of', 'pooled_counts', 'check_comparable',
-           'Comparison', 'compare', 'summary_table', 'added_table', 'comparison_text', 'length_classes', 'by_speaker',
-           'by_length', 'wins_and_losses', 'win_counts', 'confusion_table']
+           'Comparison', 'compare', 'summary_table', 'added_table', 'comparison_text', 'mean_counts', 'pooled_test',
+           'length_classes', 'by_speaker', 'by_length', 'wins_and_losses', 'win_counts', 'confusion_table']
 
 # %% ../nbs/19_compare.ipynb #compare-imports
 import copy, re
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from .config import config_hash
-from .metrics import bootstrap_interval, confusions, error_rate, error_rates_by, errors_of, paired_bootstrap
+from .metrics import PARTS, PairedTest, bootstrap_interval, confusions, error_rate, error_rates_by, errors_of, paired_bootstrap
 from .records import Record, RecordError, decode_counts, find_decode, same_device
 
 # %% ../nbs/19_compare.ipynb #compare-systems
@@ -217,6 +217,29 @@ def comparison_text(
         if r.verdict != 'baseline': parts.append(f'  against {comparison.baseline}: {r.verdict}')
     if len(comparison.added): parts += ['', 'What the language model adds', added_table(comparison).to_string(index=False)]
     return '\n'.join([*parts, *([''] + comparison.notes if comparison.notes else [])])
+
+# %% ../nbs/19_compare.ipynb #compare-sets
+def mean_counts(
+    systems: list,  # of System: draws of one recipe, with as many runs each
+    split: str,  # 'dev' or 'test'
+    decoder: str,  # 'greedy', 'beam', …
+) -> pd.DataFrame:  # id, speaker, run, substitutions, deletions, insertions, reference
+    "Errors of every utterance in run n, averaged over the systems' runs n; of one system, its `pooled_counts`."
+    counts = pd.concat([pooled_counts(system, split, decoder) for system in systems])
+    return counts.groupby(['id', 'speaker', 'run'], as_index=False, dropna=False)[[*PARTS]].mean()
+
+def pooled_test(
+    sets: list,  # of (baselines, system): draws of one recipe, as `mean_counts` takes them, and the System that is held against them
+    split: str,
+    decoder: str,
+) -> PairedTest:
+    "One paired test of a comparison that was made several times: differences are taken within each set, then pooled over its runs and all sets."
+    sides = ([], [])
+    for n, (baselines, system) in enumerate(sets, 1):
+        check_comparable([*baselines, system], split, (decoder,))
+        for side, systems in zip(sides, (baselines, [system])):
+            side.append(mean_counts(systems, split, decoder).assign(run=lambda t: f'set {n}, ' + t.run))
+    return paired_bootstrap(*map(pd.concat, sides))
 
 # %% ../nbs/19_compare.ipynb #compare-groups
 LENGTHS = (1, 3, 5, 8, 12)  # words: lower ends of the length classes

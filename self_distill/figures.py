@@ -140,6 +140,16 @@ def decoder_title(self: Results, decoder: str) -> str:
     if isinstance(beam, BeamValues): return f'beam, α {beam.lm_weight:g}, β {beam.word_bonus:g}'
     return f'beam, {beam.order}-gram' + (' of more text' if beam.extra_text else '') if isinstance(beam, Searched) else decoder
 
+@patch
+def repetitions(self: Results, *rows: str # that they must have, recorded whole
+               ) -> list: # of names, in the queue's order, the chosen one among them
+    "Groups that make the chosen one's comparison: with these rows, and the same folds and runs, measured on the same split"
+    def made(group): return [place for row in rows for place in run_names(self.queue.groups[group], row).values()]
+    having = [g for g, part in self.queue.groups.items() if set(rows) <= set(part.rows) and not any(self.missing(g, row) for row in rows)]
+    like = [g for g in having if made(g) == made(self.group)]
+    splits = {g: self.split(*(f'{g}.{row}' for row in rows)) for g in like}
+    return [g for g in like if splits[g] == splits[self.group]]
+
 # %% ../nbs/21_figures.ipynb #curves
 def epoch_table(records: list # of Record
                ) -> pd.DataFrame: # a row for each epoch of each run: run, epoch, update, wer, …

@@ -133,6 +133,14 @@ def test_a_row_shows_the_records_of_the_row_it_is_the_same_as(records):
     assert results.named('control') == 'control: CTC alone' != results.named('folds.compute')
     assert results.rows('baseline', 'control') == ['baseline', 'control']
 
+def test_repetitions_have_the_same_rows_folds_and_split(records, tmp_path):
+    results = Results(QUEUE, records, 'folds')
+    assert results.repetitions('baseline', 'control', 'student') == ['folds_50', 'folds', 'again']
+    assert results.repetitions('compute', 'student') == ['folds_50', 'folds']
+    assert Results(QUEUE, records, 'official').repetitions('baseline', 'student') == ['official']
+    write_records(QUEUE, tmp_path, lambda x: x.group in ('folds', 'again') and x.name != 'an4_again_student_f4')
+    assert Results(QUEUE, tmp_path, 'folds').repetitions('baseline', 'control', 'student') == ['folds'] # one run is missing
+
 # seeds are paired
 
 def test_run_n_of_one_row_is_paired_with_run_n_of_another(records):
