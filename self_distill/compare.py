@@ -51,6 +51,8 @@ def systems_of(
     return [System(f'{name} ({key[:6]})' if name in twice else name if len(group) > 1 else group[0].run, group) for (name, key), group in groups.items()]
 
 # %% ../nbs/19_compare.ipynb #compare-pooled
+def _in_order(system): return sorted(system.records, key=lambda r: (r.fold or 0, r.seed))  # by fold and seed
+
 def pooled_counts(
     system: System,
     split: str,  # 'dev' or 'test'
@@ -58,7 +60,7 @@ def pooled_counts(
     settings: dict | None = None,  # settings the decoding must have (None: whichever there are)
 ) -> pd.DataFrame:  # id, speaker, run, substitutions, deletions, insertions, reference
     "Errors of every utterance in every run of a system; runs are numbered by fold and seed, so that run n of one system is paired with run n of another."
-    records = sorted(system.records, key=lambda r: (r.fold or 0, r.seed))
+    records = _in_order(system)
     tables = [decode_counts(r, find_decode(r, split, decoder, system.checkpoint, settings)) for r in records]
     runs = Counter(table.run.iloc[0] for table in tables)
     twice = [run for run, n in runs.items() if n > 1]
@@ -225,21 +227,26 @@ def mean_counts(
     decoder: str,  # 'greedy', 'beam', …
 ) -> pd.DataFrame:  # id, speaker, run, substitutions, deletions, insertions, reference
     "Errors of every utterance in run n, averaged over the systems' runs n; of one system, its `pooled_counts`."
-    counts = pd.concat([pooled_counts(system, split, decoder) for system in systems])
-    return counts.groupby(['id', 'speaker', 'run'], as_index=False, dropna=False)[[*PARTS]].mean()
+    return _averaged([pooled_counts(system, split, decoder) for system in systems])
+
+def _averaged(tables):
+    "Tables of counts as one, averaged where a run holds an utterance several times."
+    return pd.concat(tables).groupby(['id', 'speaker', 'run'], as_index=False, dropna=False)[[*PARTS]].mean()
 
 def pooled_test(
     sets: list,  # of (baselines, system): draws of one recipe, as `mean_counts` takes them, and the System that is held against them
     split: str,
     decoder: str,
-) -> PairedTest:
-    "One paired test of a comparison that was made several times: differences are taken within each set, then pooled over its runs and all sets."
+) -> PairedTest:  # its `runs` are pairs of different seeds
+    "One paired test of a comparison that was made several times: differences are taken within each set, averaged over sets of the same seeds, and pooled."
     sides = ([], [])
-    for n, (baselines, system) in enumerate(sets, 1):
+    for baselines, system in sets:
         check_comparable([*baselines, system], split, (decoder,))
+        seeds = zip(*([(r.fold, r.config['seed']) for r in _in_order(s)] for s in (system, *baselines)))
+        draws = {f'run {n}': str(draw) for n, draw in enumerate(seeds, 1)}
         for side, systems in zip(sides, (baselines, [system])):
-            side.append(mean_counts(systems, split, decoder).assign(run=lambda t: f'set {n}, ' + t.run))
-    return paired_bootstrap(*map(pd.concat, sides))
+            side.append(mean_counts(systems, split, decoder).assign(run=lambda t: t.run.map(draws)))
+    return paired_bootstrap(*map(_averaged, sides))
 
 # %% ../nbs/19_compare.ipynb #compare-groups
 LENGTHS = (1, 3, 5, 8, 12)  # words: lower ends of the length classes
