@@ -372,9 +372,16 @@ def _needs_weights(x):
     "Refuse to go on with a run whose record came without its weights, or with others than the record tells of"
     if not x.checkpoint.exists():
         raise FileNotFoundError(f'{x.checkpoint}: the record of {x.name} is here but its weights are not; copy them here, or move its record away to train it again')
-    told = {d.checkpoint_sha256 for d in recorded(x).decodes if d.checkpoint == 'best'}
-    if load_checkpoint(x.checkpoint)['sha256'] not in told:
+    record, found = recorded(x), load_checkpoint(x.checkpoint)
+    told = {d.checkpoint_sha256 for d in record.decodes if d.checkpoint == 'best'}
+    if found['sha256'] not in told and not _trained_alike(found, record):
         raise QueueError(f'{x.checkpoint}: holds other weights than the record of {x.name} tells of; bring those of the record here, or move record and models/{x.name} away to train it again')
+
+def _trained_alike(checkpoint, record):
+    "Whether a checkpoint is the record's best epoch trained anew, to the last digit of every number: the same weights, though its times are others"
+    history = [{k: v for k, v in e.items() if k != 'seconds'} for e in checkpoint.get('training', {}).get('history', [])]
+    best = min(record.epochs, key=lambda e: e['wer'], default=None)
+    return best is not None and history == [{k: v for k, v in e.items() if k != 'seconds'} for e in record.epochs[:best['epoch']]]
 
 # %% ../nbs/20_experiments.ipynb #arrays
 TEMPERATURES = (1.0, 2.0, 3.0, 3.5, 4.0, 6.0, 8.0)

@@ -219,6 +219,21 @@ def test_weights_that_the_record_does_not_tell_of_are_refused(root, monkeypatch)
     for run in ('tiny_student', 'tiny_baseline'):
         with pytest.raises(QueueError, match='other weights than the record of tiny_baseline'): run_experiment('queue.yaml', run)
 
+def test_weights_that_were_trained_anew_to_the_same_numbers_are_the_records(root, monkeypatch):
+    "Records travel without their weights; on the same processor the same command makes them again, at other times."
+    x = load_queue('queue.yaml')['tiny_baseline']
+    epochs = [dict(epoch=n, wer=wer, loss=wer / 7, seconds=1.0) for n, wer in enumerate((50.0, 30.0, 40.0), 1)]
+    write_record(decoded(x).model_copy(update=dict(epochs=epochs)))
+    x.checkpoint.parent.mkdir(parents=True)
+    x.checkpoint.touch()
+    anew = [e | dict(seconds=2.0) for e in epochs]
+    def holding(history): monkeypatch.setattr(experiments, 'load_checkpoint', lambda path: dict(sha256='1' * 64, training=dict(history=history)))
+    holding(anew[:2])
+    experiments._needs_weights(x)
+    for other in (anew[:1], anew, [anew[0], anew[1] | dict(loss=4.0)], []): # not the best epoch yet; past it; another number; nothing
+        holding(other)
+        with pytest.raises(QueueError, match='other weights than the record'): experiments._needs_weights(x)
+
 def test_a_notebook_has_the_root_of_its_queue(tmp_path, monkeypatch):
     "Not that of the clone which the package is installed from."
     monkeypatch.delenv('SELF_DISTILL_ROOT', raising=False)
