@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LANGUAGE_MODEL', 'LENGTHS', 'System', 'recipe', 'row_name', 'systems_of', 'pooled_counts', 'check_comparable',
-           'Comparison', 'compare', 'summary_table', 'added_table', 'comparison_text', 'mean_counts', 'pooled_test',
-           'length_classes', 'by_speaker', 'by_length', 'wins_and_losses', 'win_counts', 'confusion_table']
+           'Comparison', 'compare', 'summary_table', 'added_table', 'comparison_text', 'pooled_test', 'length_classes',
+           'by_speaker', 'by_length', 'wins_and_losses', 'win_counts', 'confusion_table']
 
 # %% ../nbs/19_compare.ipynb #compare-imports
 import copy, re
@@ -221,31 +221,25 @@ def comparison_text(
     return '\n'.join([*parts, *([''] + comparison.notes if comparison.notes else [])])
 
 # %% ../nbs/19_compare.ipynb #compare-sets
-def mean_counts(
-    systems: list,  # of System: draws of one recipe, with as many runs each
-    split: str,  # 'dev' or 'test'
-    decoder: str,  # 'greedy', 'beam', …
-) -> pd.DataFrame:  # id, speaker, run, substitutions, deletions, insertions, reference
-    "Errors of every utterance in run n, averaged over the systems' runs n; of one system, its `pooled_counts`."
-    return _averaged([pooled_counts(system, split, decoder) for system in systems])
-
 def _averaged(tables):
     "Tables of counts as one, averaged where a run holds an utterance several times."
     return pd.concat(tables).groupby(['id', 'speaker', 'run'], as_index=False, dropna=False)[[*PARTS]].mean()
 
 def pooled_test(
-    sets: list,  # of (baselines, system): draws of one recipe, as `mean_counts` takes them, and the System that is held against them
-    split: str,
-    decoder: str,
-) -> PairedTest:  # its `runs` are pairs of different seeds
-    "One paired test of a comparison that was made several times: differences are taken within each set, averaged over sets of the same seeds, and pooled."
+    sets: list,  # of (baselines, system): Systems that are draws of one recipe, whose mean counts, and the System that is held against them
+    split: str,  # 'dev' or 'test'
+    decoder: str,  # 'greedy', 'beam', …
+) -> PairedTest:  # percent and points; its `runs` are pairs of different seeds
+    "One paired test (`paired_bootstrap`) of a comparison made several times: differences are taken within a set, averaged over sets of the same seeds, and pooled. RecordError where systems of a set differ in device, corpus, protocol, language model or number of runs."
     sides = ([], [])
     for baselines, system in sets:
         check_comparable([*baselines, system], split, (decoder,))
+        counted = {s.name: len(s.records) for s in (*baselines, system)}
+        if len(set(counted.values())) > 1: raise RecordError(f'the systems of a set have different numbers of runs ({", ".join(f"{name}: {n}" for name, n in counted.items())}); give them the same folds and seeds')
         seeds = zip(*([(r.fold, r.config['seed']) for r in _in_order(s)] for s in (system, *baselines)))
         draws = {f'run {n}': str(draw) for n, draw in enumerate(seeds, 1)}
         for side, systems in zip(sides, (baselines, [system])):
-            side.append(mean_counts(systems, split, decoder).assign(run=lambda t: t.run.map(draws)))
+            side += [pooled_counts(s, split, decoder).assign(run=lambda t: t.run.map(draws)) for s in systems]
     return paired_bootstrap(*map(_averaged, sides))
 
 # %% ../nbs/19_compare.ipynb #compare-groups
