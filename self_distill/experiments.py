@@ -32,7 +32,7 @@ from .corpora import load_corpus
 from .decoding import build_decoder, evaluate_ensemble, language_model_for, numbered_checkpoints, open_split, search_beam, without_decode
 from .evaluate import Logits, greedy_decoder, score
 from .records import Array, Record, device_state, find_decode, make_array, read_record, record_path, write_record
-from .trainer import division, flat, heard_test_speakers, pick_device, stop_requests
+from .trainer import division, epochs_again, flat, heard_test_speakers, is_of_record, pick_device, stop_requests
 
 # %% ../nbs/20_experiments.ipynb #format
 class QueueError(ValueError):
@@ -354,34 +354,46 @@ def refuse_mixing(experiments: dict, # of `load_queue`
 
 # %% ../nbs/20_experiments.ipynb #train-experiment
 def train_experiment(experiments: dict, # of `load_queue`
-                     name: str
+                     name: str,
+                     weights: bool = False # also where only the record is here
                     ) -> Record:
-    "Train a run, its teacher first where that has no record yet; a run that is recorded is not trained again"
+    "Train a run, with its teacher first where that or its weights are missing"
     x = experiments[name]
     with claimed(x):
-        if (record := recorded(x)) is not None: return record
+        record = recorded(x)
+        if record is not None and not (weights and _lacks_weights(x, record)): return record
         refuse_mixing(experiments, x)
         if x.teacher:
-            train_experiment(experiments, x.teacher)
+            train_experiment(experiments, x.teacher, weights=True)
             _needs_weights(experiments[x.teacher])
+        if record is not None: print(f'{name}: its record is here, its weights are not; they are trained anew', flush=True)
         code = run_notebook('30_train', x.log/'train.ipynb', {'config': str(root_path(x.file)), 'overrides': list(x.overrides)})
         if code: raise RuntimeError(f'{name}: training ended with exit code {code}; {x.log/"train.ipynb"} says why. The same command goes on from its last checkpoint')
-        return recorded(x)
+        made = recorded(x)
+        if record is None or made == record: return made
+        write_record(record)
+        raise QueueError(f'{name}: trained anew, it came to other numbers than its record ({_first_difference(made, record)}), as other versions and other processors do. '
+                         f'The record stays as it was. Bring its weights to {x.checkpoint}, or move the record, and those of all that it is compared with, away to train them here')
+
+def _first_difference(made, record):
+    "Where two trainings part, in words"
+    for ours, theirs in zip(made.epochs, record.epochs):
+        for k in ('wer', 'loss'):
+            if ours[k] != theirs[k]: return f'{k} of epoch {ours["epoch"]}: {ours[k]:.6g}, recorded {theirs[k]:.6g}'
+    return f'{len(made.epochs)} epochs, recorded {len(record.epochs)}'
+
+def _lacks_weights(x, record):
+    "Whether a recorded run has no weights here, or is on the way of training them anew"
+    if not x.checkpoint.exists(): return True
+    epochs = epochs_again(load_checkpoint(x.checkpoint), record)
+    return epochs is not None and epochs < min(record.epochs, key=lambda e: e['wer'])['epoch']
 
 def _needs_weights(x):
-    "Refuse to go on with a run whose record came without its weights, or with others than the record tells of"
+    "Refuse to go on with a run whose weights are not here, or are others than its record tells of"
     if not x.checkpoint.exists():
-        raise FileNotFoundError(f'{x.checkpoint}: the record of {x.name} is here but its weights are not; copy them here, or move its record away to train it again')
-    record, found = recorded(x), load_checkpoint(x.checkpoint)
-    told = {d.checkpoint_sha256 for d in record.decodes if d.checkpoint == 'best'}
-    if found['sha256'] not in told and not _trained_alike(found, record):
-        raise QueueError(f'{x.checkpoint}: holds other weights than the record of {x.name} tells of; bring those of the record here, or move record and models/{x.name} away to train it again')
-
-def _trained_alike(checkpoint, record):
-    "Whether a checkpoint is the record's best epoch trained anew, to the last digit of every number: the same weights, though its times are others"
-    history = [{k: v for k, v in e.items() if k != 'seconds'} for e in checkpoint.get('training', {}).get('history', [])]
-    best = min(record.epochs, key=lambda e: e['wer'], default=None)
-    return best is not None and history == [{k: v for k, v in e.items() if k != 'seconds'} for e in record.epochs[:best['epoch']]]
+        raise FileNotFoundError(f'{x.checkpoint}: the record of {x.name} is here but its weights are not; copy them here, or have the queue train them anew (`--run {x.name}`)')
+    if not is_of_record(load_checkpoint(x.checkpoint), recorded(x)):
+        raise QueueError(f'{x.checkpoint}: holds other weights than the record of {x.name} tells of; bring those of the record here, or move models/{x.name} away to have them trained anew')
 
 # %% ../nbs/20_experiments.ipynb #arrays
 TEMPERATURES = (1.0, 2.0, 3.0, 3.5, 4.0, 6.0, 8.0)
@@ -463,9 +475,10 @@ def run_experiment(path, # the queue
     if name not in experiments:
         near = difflib.get_close_matches(name, experiments, n=1, cutoff=0.4)
         raise QueueError(f'{path}: has no run {name!r}' + (f'; did you mean {near[0]}?' if near else f'; it has {", ".join(experiments)}'))
-    train_experiment(experiments, name)
-    finish_experiment(experiments[name])
-    return recorded(experiments[name])
+    x = experiments[name]
+    train_experiment(experiments, name, weights=bool(steps_left(x, recorded(x))))
+    finish_experiment(x)
+    return recorded(x)
 
 # %% ../nbs/20_experiments.ipynb #survey
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REMEDIES', 'DTYPES', 'POSITION', 'FREE', 'RunLog', 'average_decay', 'averaged_model', 'check_course',
            'TrainingStopped', 'TrainingError', 'stop_requests', 'pick_device', 'autocast', 'Trainer', 'loader',
-           'division', 'heard_test_speakers', 'flat', 'peak_memory', 'train']
+           'division', 'heard_test_speakers', 'flat', 'peak_memory', 'epochs_again', 'is_of_record', 'train']
 
 # %% ../nbs/13_trainer.ipynb #imports
 import json, math, os, signal, sys, threading, time
@@ -538,14 +538,28 @@ def record(self: Trainer) -> Record:
                       peak_memory=peak_memory(self.device), notes=skipped + self._sitting_notes())
     return Record.model_validate(made.model_dump() | {k: v for k, v in self.sittings[0].items() if k != 'update'})
 
+def epochs_again(checkpoint: dict, # of `load_checkpoint`
+                 record: Record
+                ) -> int | None:   # None: some number is another
+    "How many epochs of a record a checkpoint has gone through, every number the same but for the seconds"
+    def without_times(epochs): return [{k: v for k, v in e.items() if k != 'seconds'} for e in epochs]
+    history = without_times(checkpoint.get('training', {}).get('history', []))
+    return len(history) if history and history == without_times(record.epochs[:len(history)]) else None
+
+def is_of_record(checkpoint: dict, # of `load_checkpoint`, of a `checkpoint_best.pt`
+                 record: Record
+                ) -> bool:
+    "Whether these are the weights that a record tells of, or the same ones trained anew"
+    if any(d.checkpoint == 'best' and d.checkpoint_sha256 == checkpoint['sha256'] for d in record.decodes): return True
+    best = min(record.epochs, key=lambda e: e['wer'], default={}).get('epoch')
+    return best is not None and epochs_again(checkpoint, record) == best
+
 def train(config: Config) -> Record: # also in results/<run>.json
     "Train a run from wherever it stands to its end; a run that is finished returns its record"
     trainer = Trainer(config)
     trainer.fit()
-    path, best = record_path(config.run), load_checkpoint(trainer.folder/'checkpoint_best.pt')['sha256']
-    if path.exists():
-        known = read_record(path)
-        if any(d.checkpoint_sha256 == best for d in known.decodes): return known
+    path = record_path(config.run)
+    if path.exists() and is_of_record(load_checkpoint(trainer.folder/'checkpoint_best.pt'), known := read_record(path)): return known
     record = trainer.record()
     write_record(record)
     return record

@@ -1,5 +1,5 @@
 "Queues: what they refuse, in which order they run, and what is left when they are killed."
-import json, os, signal, subprocess, sys, time
+import json, os, shutil, signal, subprocess, sys, time
 from collections import Counter
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -8,9 +8,10 @@ import psutil, pytest
 from conftest import ROOT, environment
 
 from self_distill import experiments
-from self_distill.config import config_hash
+from self_distill.config import config_hash, load_config
 from self_distill.experiments import BeamValues, QueueError, load_queue, recorded, run_command, run_experiment, run_queue, steps_left, survey
 from self_distill.records import RecordError, Utterance, make_array, make_decode, new_record, read_ledger, read_record, write_record
+from self_distill.trainer import train
 
 CONFIG = '''# A run of seconds.
 data: {utterances: 48}
@@ -223,16 +224,41 @@ def test_weights_that_were_trained_anew_to_the_same_numbers_are_the_records(root
     "Records travel without their weights; on the same processor the same command makes them again, at other times."
     x = load_queue('queue.yaml')['tiny_baseline']
     epochs = [dict(epoch=n, wer=wer, loss=wer / 7, seconds=1.0) for n, wer in enumerate((50.0, 30.0, 40.0), 1)]
-    write_record(decoded(x).model_copy(update=dict(epochs=epochs)))
+    record = decoded(x).model_copy(update=dict(epochs=epochs))
+    write_record(record)
+    assert experiments._lacks_weights(x, record)
     x.checkpoint.parent.mkdir(parents=True)
     x.checkpoint.touch()
     anew = [e | dict(seconds=2.0) for e in epochs]
     def holding(history): monkeypatch.setattr(experiments, 'load_checkpoint', lambda path: dict(sha256='1' * 64, training=dict(history=history)))
     holding(anew[:2])
     experiments._needs_weights(x)
-    for other in (anew[:1], anew, [anew[0], anew[1] | dict(loss=4.0)], []): # not the best epoch yet; past it; another number; nothing
+    for other, unfinished in ((anew[:1], True), (anew, False), ([anew[0], anew[1] | dict(loss=4.0)], False), ([], False)): # not the best epoch yet; past it; another number; nothing
         holding(other)
+        assert experiments._lacks_weights(x, record) == unfinished
         with pytest.raises(QueueError, match='other weights than the record'): experiments._needs_weights(x)
+
+def test_a_clone_with_records_alone_trains_a_teacher_anew(root, monkeypatch):
+    "To the numbers of its record, which stays as it is; other numbers are refused before a student is taught."
+    def in_this_process(name, output, parameters):
+        train(load_config(parameters['config'], parameters['overrides']))
+        return 0
+    monkeypatch.setattr(experiments, 'run_notebook', in_this_process)
+    path = root/'results/tiny_baseline.json'
+    run_experiment('queue.yaml', 'tiny_baseline')
+    written = path.read_bytes()
+    shutil.rmtree(root/'models')
+    student = run_experiment('queue.yaml', 'tiny_student')
+    assert path.read_bytes() == written and student.teacher.run == 'tiny_baseline'
+    assert student.teacher.checkpoint_sha256 not in {d.checkpoint_sha256 for d in read_record(path).decodes}
+
+    shutil.rmtree(root/'models')
+    (root/'results/tiny_student.json').unlink()
+    record = read_record(path)
+    write_record(record.model_copy(update=dict(epochs=[e | dict(loss=e['loss'] + 1) for e in record.epochs])))
+    written = path.read_bytes()
+    with pytest.raises(QueueError, match='came to other numbers than its record .loss of epoch 1'): run_experiment('queue.yaml', 'tiny_student')
+    assert path.read_bytes() == written and not (root/'models/tiny_student').exists()
 
 def test_a_notebook_has_the_root_of_its_queue(tmp_path, monkeypatch):
     "Not that of the clone which the package is installed from."
