@@ -97,7 +97,7 @@ def test_a_group_without_a_control_waits_behind_one_that_has_all(tmp_path):
     assert Results(QUEUE, tmp_path).choose('baseline', 'student') == 'folds_50'
 
 def test_the_ablation_table_has_what_is_recorded_and_names_the_rest(tmp_path):
-    write_records(QUEUE, tmp_path, lambda x: x.group in ('official', 'options') or x.name == 'an4_ablation_gamma_0_s0')
+    write_records(QUEUE, tmp_path, lambda x: x.group in ('official', 'options') or x.row == 'gamma_0')
     make_figures(['ablation_table'], QUEUE, tmp_path, folder=tmp_path/'out')
     rows = list(csv.DictReader(open(tmp_path/'out'/'ablation_table.csv', encoding='utf-8')))
     assert [r['model'] for r in rows[:2]] == ['γ = 0', 'attention layer, 4 heads (option B)'] and len(rows) == 4
