@@ -32,7 +32,7 @@ from .corpora import load_corpus
 from .decoding import build_decoder, evaluate_ensemble, language_model_for, numbered_checkpoints, open_split, search_beam, without_decode
 from .evaluate import Logits, greedy_decoder, score
 from .records import Array, Record, device_state, find_decode, make_array, read_record, record_path, write_record
-from .trainer import division, epochs_again, flat, heard_test_speakers, is_of_record, pick_device, stop_requests
+from .trainer import best_epoch, division, epochs_again, flat, heard_test_speakers, is_of_record, pick_device, stop_requests
 
 # %% ../nbs/20_experiments.ipynb #format
 class QueueError(ValueError):
@@ -357,7 +357,7 @@ def train_experiment(experiments: dict, # of `load_queue`
                      name: str,
                      weights: bool = False # also where only the record is here
                     ) -> Record:
-    "Train a run, with its teacher first where that or its weights are missing"
+    "Train a run, with its teacher first where that or its weights are missing; RuntimeError where training fails, QueueError where device, numbers or weights are not those of the records"
     x = experiments[name]
     with claimed(x):
         record = recorded(x)
@@ -378,15 +378,15 @@ def train_experiment(experiments: dict, # of `load_queue`
 def _first_difference(made, record):
     "Where two trainings part, in words"
     for ours, theirs in zip(made.epochs, record.epochs):
-        for k in ('wer', 'loss'):
-            if ours[k] != theirs[k]: return f'{k} of epoch {ours["epoch"]}: {ours[k]:.6g}, recorded {theirs[k]:.6g}'
+        for k in ours:
+            if k != 'seconds' and ours[k] != theirs.get(k): return f'{k} of epoch {ours["epoch"]}: {ours[k]}, recorded {theirs.get(k)}'
     return f'{len(made.epochs)} epochs, recorded {len(record.epochs)}'
 
 def _lacks_weights(x, record):
     "Whether a recorded run has no weights here, or is on the way of training them anew"
     if not x.checkpoint.exists(): return True
     epochs = epochs_again(load_checkpoint(x.checkpoint), record)
-    return epochs is not None and epochs < min(record.epochs, key=lambda e: e['wer'])['epoch']
+    return epochs is not None and epochs < best_epoch(record)
 
 def _needs_weights(x):
     "Refuse to go on with a run whose weights are not here, or are others than its record tells of"

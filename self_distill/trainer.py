@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['REMEDIES', 'DTYPES', 'POSITION', 'FREE', 'RunLog', 'average_decay', 'averaged_model', 'check_course',
            'TrainingStopped', 'TrainingError', 'stop_requests', 'pick_device', 'autocast', 'Trainer', 'loader',
-           'division', 'heard_test_speakers', 'flat', 'peak_memory', 'epochs_again', 'is_of_record', 'train']
+           'division', 'heard_test_speakers', 'flat', 'peak_memory', 'best_epoch', 'epochs_again', 'is_of_record',
+           'train']
 
 # %% ../nbs/13_trainer.ipynb #imports
 import json, math, os, signal, sys, threading, time
@@ -538,6 +539,11 @@ def record(self: Trainer) -> Record:
                       peak_memory=peak_memory(self.device), notes=skipped + self._sitting_notes())
     return Record.model_validate(made.model_dump() | {k: v for k, v in self.sittings[0].items() if k != 'update'})
 
+# %% ../nbs/13_trainer.ipynb #train
+def best_epoch(record: Record) -> int: # 0: it has no epochs
+    "The epoch whose weights a run keeps: the first of the lowest dev WER"
+    return min(record.epochs, key=lambda e: e['wer'], default={'epoch': 0})['epoch']
+
 def epochs_again(checkpoint: dict, # of `load_checkpoint`
                  record: Record
                 ) -> int | None:   # None: some number is another
@@ -549,13 +555,12 @@ def epochs_again(checkpoint: dict, # of `load_checkpoint`
 def is_of_record(checkpoint: dict, # of `load_checkpoint`, of a `checkpoint_best.pt`
                  record: Record
                 ) -> bool:
-    "Whether these are the weights that a record tells of, or the same ones trained anew"
-    if any(d.checkpoint == 'best' and d.checkpoint_sha256 == checkpoint['sha256'] for d in record.decodes): return True
-    best = min(record.epochs, key=lambda e: e['wer'], default={}).get('epoch')
-    return best is not None and epochs_again(checkpoint, record) == best
+    "Whether these are the weights that a record tells of, by their hash, or the same ones trained anew"
+    told = {d.checkpoint_sha256 for d in record.decodes if d.checkpoint == 'best'}
+    return checkpoint['sha256'] in told or epochs_again(checkpoint, record) == best_epoch(record)
 
 def train(config: Config) -> Record: # also in results/<run>.json
-    "Train a run from wherever it stands to its end; a run that is finished returns its record"
+    "Train a run from wherever it stands to its end; a run that is finished returns its record. TrainingError where it cannot go on, TrainingStopped where it was asked to stop"
     trainer = Trainer(config)
     trainer.fit()
     path = record_path(config.run)
