@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .beam import BeamDecoder
+from .beam_search import BeamDecoder
 from .checkpoint import CheckpointError, LoadedModel, content_hash, load_checkpoint, load_model, save_checkpoint
 from .config import Config, DataConfig, apply_override, build_config, config_dict, root_path
 from .corpora import Corpus, load_corpus

@@ -108,7 +108,7 @@ def encode(self: Tokenizer, text: str # normalized; every symbol must be a token
     return [self._ids[u] for u in units]
 
 @patch
-def decode(self: Tokenizer, labels # of integers, repeats merged and blanks removed (10_decode does that)
+def decode(self: Tokenizer, labels # of integers, repeats merged and blanks removed (10_greedy does that)
           ) -> str:
     "The text of `labels`"
     labels = [int(i) for i in labels]

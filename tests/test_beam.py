@@ -1,4 +1,4 @@
-"""What the page of 16_beam cannot show: properties over many inputs, both engines, processes that live, die and are cleaned up"""
+"""What the page of 20_beam_search cannot show: properties over many inputs, both engines, processes that live, die and are cleaned up"""
 import itertools, math, os, signal
 from collections import defaultdict
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 pytest.importorskip('kenlm')
-from self_distill.beam import BeamDecoder, build_engine, decoder_labels, example_log_probs, kept_frames
+from self_distill.beam_search import BeamDecoder, build_engine, decoder_labels, example_log_probs, kept_frames
 from self_distill.language_model import estimate_arpa
 from self_distill.text import Tokenizer
 

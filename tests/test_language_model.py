@@ -1,4 +1,4 @@
-"""What the page of 15_language_model cannot show: real text, any alphabet, properties over many texts, interrupted writing"""
+"""What the page of 19_language_model cannot show: real text, any alphabet, properties over many texts, interrupted writing"""
 import gzip, math, os, random, re
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"What the lessons of 09_metrics and 19_compare cannot teach in seconds: oracles on random texts, and calibration."
+"What the lessons of 09_metrics and 24_compare cannot teach in seconds: oracles on random texts, and calibration."
 import numpy as np
 import pandas as pd
 import pytest
