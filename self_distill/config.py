@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SECTION', 'Positive', 'NonNegative', 'Fraction', 'Count', 'Index', 'Seed', 'LATER', 'find_root', 'root_path',
-           'DataConfig', 'TextConfig', 'FeatureConfig', 'AugmentConfig', 'ModelConfig', 'TeacherConfig',
+           'atomic_write', 'DataConfig', 'TextConfig', 'FeatureConfig', 'AugmentConfig', 'ModelConfig', 'TeacherConfig',
            'FeatureMatchingConfig', 'LossWeights', 'TemperatureConfig', 'CTCLossConfig', 'OptimizerConfig',
            'TrainingConfig', 'MemoryConfig', 'CheckpointConfig', 'Milestone', 'MonitoringConfig', 'Config',
            'valid_keys', 'nearest_key', 'ConfigError', 'build_config', 'read_config_file', 'apply_override',
@@ -12,6 +12,7 @@ __all__ = ['SECTION', 'Positive', 'NonNegative', 'Fraction', 'Count', 'Index', '
 
 # %% ../nbs/00_config.ipynb #imports
 import difflib, hashlib, json, os
+from contextlib import contextmanager
 from dataclasses import asdict, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Optional
@@ -40,6 +41,32 @@ def root_path(path # a path; a relative one starts at the root
              ) -> Path: # an absolute path
     "`path` as an absolute path, relative ones starting at the repository's root"
     return find_root()/Path(path).expanduser()
+
+# %% ../nbs/00_config.ipynb #atomic-write
+@contextmanager
+def atomic_write(path, # file to replace; its folder is made
+                 mode='w' # or 'wb'
+                ): # an open file
+    "A file that takes the place of `path` when the block ends, and leaves nothing behind when it fails"
+    path = Path(path)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    text = {} if 'b' in mode else dict(encoding='utf-8', newline='\n')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(temporary, mode, **text) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    finally: temporary.unlink(missing_ok=True)
+
+def _sync_folder(folder):
+    "Force a rename to the disk, where the system can"
+    if os.name == 'nt': return
+    handle = os.open(folder, os.O_RDONLY)
+    try: os.fsync(handle)
+    finally: os.close(handle)
 
 # %% ../nbs/00_config.ipynb #ranges
 SECTION = ConfigDict(extra='forbid', allow_inf_nan=False)
