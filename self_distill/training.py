@@ -50,13 +50,14 @@ def _describes(record, best):
                for d in record.decodes if d.checkpoint == 'best')
 
 # %% ../nbs/18_training.ipynb #train
-def train(config: Config
-         ) -> Record: # also in results/<run>.json
+def train(config: Config,
+          folder='results' # of records
+         ) -> Record: # also in <folder>/<run>.json
     "Train a run to its end, from wherever it stands; TrainingError or TrainingStopped where that fails"
-    trainer, path = Trainer(config), record_path(config.run)
+    trainer, path = Trainer(config), record_path(config.run, folder)
     trainer.fit()
     best = load_model(trainer.folder/'checkpoint_best.pt')
     if path.exists() and _describes(record := read_record(path), best): return record
     record = training_record(trainer)
-    write_record(record)
+    write_record(record, folder)
     return record
