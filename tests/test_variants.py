@@ -1,8 +1,6 @@
 "What the notebooks of model and evaluation cannot show: options A, B and C across runs, old checkpoints, and files that others left."
 import os
-from dataclasses import replace
 
-import numpy as np
 import pytest, torch
 from pictures import picture_config, write_pictures
 
@@ -10,7 +8,7 @@ from self_distill.checkpoint import CheckpointError, load_checkpoint, load_model
 from self_distill.config import Config, ModelConfig, build_config, config_dict, config_hash
 from self_distill.ensemble import load_ensemble, numbered_checkpoints, open_model
 from self_distill.evaluate import Beam, Greedy, SearchedBeam, average_weights, evaluate, evaluate_ensemble, open_corpus, search, search_table
-from self_distill.language_model import estimate_arpa, file_sha256, language_model_for
+from self_distill.language_model import estimate_arpa, file_sha256, language_model_for, ngram_order
 from self_distill.ledger import read_ledger
 from self_distill.loss import hard_loss
 from self_distill.model import BiLSTMCTC, SelfAttention, build_model, count_parameters, frame_mask
@@ -140,15 +138,6 @@ def test_mean_of_weights_with_batch_norm_statistics(root, tmp_path):
     assert any('running_var' in key for key in mean['model']) and 'training' not in mean
     assert [m['checkpoint'] for m in mean['average']] == [f'pictures/{os.path.basename(f)}' for f in EPOCHS]
     assert mean['best_val_wer'] == pytest.approx(find_decode(evaluate(path, folder=tmp_path), 'dev', 'greedy', 'mine').wer, abs=1e-3)
-
-def test_the_mean_of_one_thing_is_that_thing(root, tmp_path):
-    payload = {k: v for k, v in load_checkpoint(EPOCHS[0]).items() if k not in ('format', 'sha256')}
-    twin = tmp_path/'checkpoint_twin.pt'
-    save_checkpoint(payload | dict(epoch=99), twin)                                   # the same weights, another file
-    mean = load_checkpoint(average_weights([EPOCHS[0], twin], tmp_path/'mean.pt'))['model']
-    assert all(torch.equal(mean[k], v) for k, v in payload['model'].items())
-    x, lengths = features(open_model(BEST), [40, 40])
-    with torch.no_grad(): assert torch.allclose(open_model([EPOCHS[0], twin]).model(x, lengths).logits.softmax(-1), open_model(twin).model(x, lengths).logits.softmax(-1), atol=1e-6)
 
 def test_averaged_weights_can_teach(root):
     path = average_weights(EPOCHS)
