@@ -31,11 +31,11 @@ def decoder_labels(tokenizer: Tokenizer # character or word tokens
     "The labels that make pyctcdecode read a tokenizer's columns as we mean them"
     tokens = list(tokenizer.tokens[1:])
     wrong = [t for t in tokens if t.startswith(WORD_START) or t.endswith(WORD_START)]
-    if wrong: raise ValueError(f'the beam search keeps {WORD_START!r} (U+2581) for the start of words and cannot write the tokens {wrong}: replace the symbol in the transcripts')
-    if tokenizer.kind == 'word': return [''] + [WORD_START + t for t in tokens]
-    return [''] + tokens
+    if wrong: raise ValueError(f'the beam search keeps {WORD_START!r} (U+2581) for the start of words and cannot write '
+                               f'the tokens {wrong}: replace the symbol in the transcripts')
+    return [''] + [WORD_START + t if tokenizer.kind == 'word' else t for t in tokens]
 
-# %% ../nbs/20_beam_search.ipynb #results
+# %% ../nbs/20_beam_search.ipynb #word
 FRAME_SECONDS = 0.04 # one output frame of the model
 
 class Word(NamedTuple):
@@ -45,13 +45,14 @@ class Word(NamedTuple):
     end: float        # seconds
     confidence: float # 0 to 1, see `word_confidence`
 
+# %% ../nbs/20_beam_search.ipynb #hypothesis
 @dataclass(frozen=True)
 class Hypothesis:
     "One text that the beam search found"
     text: str
     score: float    # nats: acoustic + language
     acoustic: float # nats: ln of the summed probability of the alignments that were kept
-    language: float # nats: alpha · ln P(text) + beta · words; 0 without a language model
+    language: float # nats: lm_weight · ln P(text) + word_bonus · words; 0 without a language model
     words: tuple    # of `Word`
 
 # %% ../nbs/20_beam_search.ipynb #confidence
@@ -65,11 +66,11 @@ def word_confidence(word: str, start: int, end: int, # the word, and its frames 
 
 # %% ../nbs/20_beam_search.ipynb #skip
 def kept_frames(log_probs, # (T', V) log-probabilities, blank first
-                threshold  # blank probability above which a frame says blank and nothing else; 1 keeps all
+                threshold  # blank probability above which a frame is surely blank; 1 keeps all frames
                ) -> np.ndarray: # of frame indices, ascending
-    "The frames to search: all but the repeats in each run of confident blanks"
-    confident = log_probs[:, 0] > math.log(threshold)
-    return np.flatnonzero(~(confident & np.concatenate([[False], confident[:-1]])))
+    "The frames to search: all but the repeats in each run of sure blanks"
+    sure = log_probs[:, 0] > math.log(threshold)
+    return np.flatnonzero(~(sure & np.concatenate([[False], sure[:-1]])))
 
 # %% ../nbs/20_beam_search.ipynb #example
 def example_log_probs(text: str,            # normalized
@@ -77,31 +78,28 @@ def example_log_probs(text: str,            # normalized
                       generator,            # a `numpy.random.Generator`
                       doubt: float = 4.0,   # nats by which a token beats its rival, on average, and the blank by one more
                       silence: float = 2.0  # blank frames before a token, on average
-                     ) -> np.ndarray: # (T', V) float32 log-probabilities
+                     ) -> np.ndarray:       # (T', V) float32 log-probabilities
     "Made-up, peaky CTC log-probabilities of a text, for lessons and benchmarks"
-    def frames(count, label, peak):
+    def noise(count, label, peak):
         x = generator.normal(size=(count, len(tokenizer)))
         x[:, label] += peak
         return x
-    rows, previous = [frames(4, 0, 12)], 0
+    rows, previous = [noise(4, 0, 12)], 0
     for label in tokenizer.encode(text):
-        rows.append(frames(max(generator.poisson(silence), int(label == previous)), 0, 12))
-        peak = frames(1, label, 9)
+        rows.append(noise(max(generator.poisson(silence), int(label == previous)), 0, 12))
+        peak = noise(1, label, 9)
         rival = generator.integers(1, len(tokenizer))
         if rival != label: peak[0, rival] += 9 - generator.normal(doubt, 2)
         peak[0, 0] += 9 - generator.normal(doubt + 1, 2)
         rows.append(peak)
         previous = label
-    x = np.concatenate(rows + [frames(4, 0, 12)])
+    x = np.concatenate(rows + [noise(4, 0, 12)])
     return (x - np.log(np.exp(x).sum(1, keepdims=True))).astype(np.float32)
 
-# %% ../nbs/20_beam_search.ipynb #engines
-logging.getLogger('pyctcdecode').setLevel(logging.ERROR) # it warns of small vocabularies; `check_spelling` refuses wrong ones
-ENGINES = ('pyctcdecode', 'ctc-beam-decoder')
-
+# %% ../nbs/20_beam_search.ipynb #quiet-kenlm
 @contextlib.contextmanager
 def quiet_kenlm():
-    "Drop what KenLM inside other libraries draws straight on file descriptor 2"
+    "Drop what KenLM inside other libraries writes to file descriptor 2"
     screen, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try: yield
@@ -110,178 +108,228 @@ def quiet_kenlm():
         os.close(screen)
         os.close(nowhere)
 
-def build_engine(engine: str,      # one of `ENGINES`
-                 labels,           # as `decoder_labels` gives them
-                 language_model,   # path of an ARPA or binary file, or None
-                 unigrams,         # its words, or None
-                 alpha: float, beta: float, # weight of the language model; bonus a word, in nats
-                 unknown_score: float # log10, added to the language model's score of a word it does not know
+# %% ../nbs/20_beam_search.ipynb #cpp-engine
+def _cpp_engine(labels, language_model, unigrams, values):
+    "The engine `ctc-beam-decoder`"
+    try: from ctc_beam_decoder import BeamSearchDecoder
+    except ImportError: raise ImportError("the engine 'ctc-beam-decoder' is not installed: "
+                                          "`pip install ctc-beam-decoder`, or use engine='pyctcdecode'") from None
+    with quiet_kenlm(): return BeamSearchDecoder(labels, kenlm_model_path=language_model, unigrams=unigrams, **values)
+
+# %% ../nbs/20_beam_search.ipynb #engines
+logging.getLogger('pyctcdecode').setLevel(logging.ERROR) # it warns of small vocabularies; `check_spelling` refuses wrong ones
+ENGINES = ('pyctcdecode', 'ctc-beam-decoder')
+
+def build_engine(engine: str,          # one of `ENGINES`
+                 labels,               # as `decoder_labels` gives them
+                 language_model,       # path of an ARPA or binary file, or None
+                 unigrams,             # its words, or None
+                 lm_weight: float,     # of the language model's log-probability
+                 word_bonus: float,    # nats a word
+                 unknown_score: float  # log10, added to the language model's score of a word it does not know
                 ): # with pyctcdecode's methods `decode` and `decode_beams`
     "A search engine with its language model loaded"
-    if engine == 'pyctcdecode':
-        model = language_model and LanguageModel(load_language_model(language_model), unigrams, alpha=alpha, beta=beta, unk_score_offset=unknown_score)
-        return BeamSearchDecoderCTC(Alphabet.build_alphabet(labels), model)
-    if engine != 'ctc-beam-decoder': raise ValueError(f'beam search engine {engine!r}: choose one of {ENGINES}')
-    try: from ctc_beam_decoder import BeamSearchDecoder
-    except ImportError: raise ImportError("the engine 'ctc-beam-decoder' is not installed: `pip install ctc-beam-decoder`, or use engine='pyctcdecode'") from None
-    with quiet_kenlm(): return BeamSearchDecoder(labels, kenlm_model_path=language_model, unigrams=unigrams, alpha=alpha, beta=beta, unk_score_offset=unknown_score)
+    if engine not in ENGINES: raise ValueError(f'beam search engine {engine!r}: choose one of {ENGINES}')
+    values = dict(alpha=lm_weight, beta=word_bonus, unk_score_offset=unknown_score)
+    if engine == 'ctc-beam-decoder': return _cpp_engine(labels, language_model, unigrams, values)
+    model = language_model and LanguageModel(load_language_model(language_model), unigrams, **values)
+    return BeamSearchDecoderCTC(Alphabet.build_alphabet(labels), model)
 
 # %% ../nbs/20_beam_search.ipynb #decoder
 class BeamDecoder:
     "Prefix beam search over CTC log-probabilities with an optional word n-gram (Hannun et al. 2014; pyctcdecode)"
-    def __init__(self, tokenizer: Tokenizer,       # of the model; column i of the log-probabilities is token i
-                 language_model_path=None,         # ARPA or KenLM binary; None searches by sound alone
-                 alpha: float = 0.9,               # weight of the language model, 0 or more
-                 beta: float = 1.5,                # bonus a word, nats
-                 beam_width: int = 10,             # prefixes kept at each frame
-                 unigrams=None,                    # the model's words; read from an ARPA file, needed with a binary one
-                 unknown_score: float = -10.0,     # log10, for words the language model does not know
-                 blank_threshold: float = None,    # skip repeats of blanks likelier than this; None: as many as changes nothing; 1: none
-                 beam_prune: float = -10.0,        # nats behind the best beam
-                 token_min: float = -5.0,          # ln p below which a token is not tried
-                 engine: str = 'pyctcdecode',      # or 'ctc-beam-decoder', faster
-                 workers: int = 1                  # processes that share a batch; 1 where the system cannot fork (Windows)
+    def __init__(self, tokenizer: Tokenizer,     # of the model; column i of the log-probabilities is token i
+                 language_model_path=None,       # ARPA or KenLM binary; None searches without a language model
+                 lm_weight: float = 0.9,         # of the language model's log-probability, 0 or more
+                 word_bonus: float = 1.5,        # nats a word
+                 beam_width: int = 10,           # prefixes kept at each frame
+                 unigrams=None,                  # the model's words; read from an ARPA file, needed with a binary one
+                 unknown_score: float = -10.0,   # log10, for words the language model does not know
+                 blank_threshold: float = None,  # repeats of likelier blanks are skipped; None: none that matters; 1: none at all
+                 beam_prune: float = -10.0,      # nats behind the best beam
+                 token_min: float = -5.0,        # ln p below which a token is not tried
+                 engine: str = 'pyctcdecode',    # or 'ctc-beam-decoder', faster
+                 workers: int = 1                # processes that share a batch; 1 where the system cannot fork (Windows)
                 ):
         self.tokenizer, self.engine, self.unknown_score = tokenizer, engine, float(unknown_score)
-        self.alpha, self.beta, self.beam_width = float(alpha), float(beta), beam_width
+        self.lm_weight, self.word_bonus, self.beam_width = float(lm_weight), float(word_bonus), beam_width
         self.beam_prune, self.token_min = float(beam_prune), float(token_min)
-        exact = 1 - 0.99 * math.exp(self.token_min)
-        self.blank_threshold = exact if blank_threshold is None else blank_threshold
-        if not 0 < self.blank_threshold <= 1: raise ValueError(f'blank_threshold {blank_threshold} is no probability: choose one in (0, 1]')
+        self.blank_threshold = 1 - 0.99 * math.exp(self.token_min) if blank_threshold is None else blank_threshold
         self.workers = workers if 'fork' in multiprocessing.get_all_start_methods() else 1
-        self.labels, self._pool = decoder_labels(tokenizer), None
+        self.labels, self._pool, self._tuned = decoder_labels(tokenizer), None, None
         self._language_model(language_model_path, unigrams)
-        self._tune(self.alpha, self.beta)
+        self._tune(**self._values())
 
-    def __enter__(self): return self
-    def __exit__(self, *error): self.close()
-
-    def close(self):
-        "End the worker processes; the decoder itself stays usable"
-        if self._pool: self._pool.shutdown(cancel_futures=True)
-        self._pool = None
-
-# %% ../nbs/20_beam_search.ipynb #tune
+# %% ../nbs/20_beam_search.ipynb #set-language-model
 @patch
 def _language_model(self:BeamDecoder, path, unigrams):
     "Check the language model once and remember its words"
     self.language_model_path = self.unigrams = self.language_model_sha256 = None
     if path is None: return
-    if unigrams is None: unigrams = read_unigrams(path)
-    else: model_format(path)
-    check_spelling(unigrams, self.tokenizer, path)
-    self.language_model_path, self.unigrams, self.language_model_sha256 = str(path), list(unigrams), file_sha256(path)
+    model_format(path)
+    self.unigrams = read_unigrams(path) if unigrams is None else list(unigrams)
+    check_spelling(self.unigrams, self.tokenizer, path)
+    self.language_model_path, self.language_model_sha256 = str(path), file_sha256(path)
 
+# %% ../nbs/20_beam_search.ipynb #values
 @patch
-def _tune(self:BeamDecoder, alpha, beta):
-    "The engine, set to `alpha` and `beta`"
-    if not (math.isfinite(alpha) and alpha >= 0 and math.isfinite(beta)): raise ValueError(f'alpha {alpha} must be 0 or more and beta {beta} finite')
-    if getattr(self, '_tuned', None) == (alpha, beta): return self._searcher
-    if self.engine == 'pyctcdecode' and hasattr(self, '_searcher'): self._searcher.reset_params(alpha=alpha, beta=beta)
-    else:
-        self._searcher = build_engine(self.engine, self.labels, self.language_model_path, self.unigrams, alpha, beta, self.unknown_score)
-        if self.engine == 'pyctcdecode': weakref.finalize(self, self._searcher.cleanup) # it keeps language models in a class variable
-    self._tuned = alpha, beta
-    return self._searcher
+def _values(self:BeamDecoder, lm_weight=None, word_bonus=None, beam_width=None):
+    "The values of one call; None: the decoder's own"
+    given = dict(lm_weight=lm_weight, word_bonus=word_bonus, beam_width=beam_width)
+    values = {name: getattr(self, name) if value is None else value for name, value in given.items()}
+    if not (0 <= values['lm_weight'] < math.inf and math.isfinite(values['word_bonus']) and values['beam_width'] >= 1):
+        shown = ', '.join(f'{name} {value:g}' for name, value in values.items())
+        raise ValueError(f'{shown}: the weight must be 0 or more, the bonus a finite number and the width at least 1')
+    return values
 
+# %% ../nbs/20_beam_search.ipynb #tune
+@patch
+def _tune(self:BeamDecoder, lm_weight, word_bonus, beam_width):
+    "The engine, set to a language model weight and a word bonus"
+    if self._tuned == (lm_weight, word_bonus): return self._engine
+    if self.engine == 'pyctcdecode' and self._tuned: self._engine.reset_params(alpha=lm_weight, beta=word_bonus)
+    else:
+        self._engine = build_engine(self.engine, self.labels, self.language_model_path, self.unigrams,
+                                    lm_weight, word_bonus, self.unknown_score)
+        if self.engine == 'pyctcdecode': weakref.finalize(self, self._engine.cleanup) # it keeps models in a class variable
+    self._tuned = lm_weight, word_bonus
+    return self._engine
+
+# %% ../nbs/20_beam_search.ipynb #settings
 @patch(as_prop=True)
 def settings(self:BeamDecoder):
     "What a record keeps of the decoder"
-    return dict(lm_weight=self.alpha, word_insertion=self.beta, beam_width=self.beam_width, unknown_score=self.unknown_score,
-                blank_threshold=self.blank_threshold, beam_prune=self.beam_prune, token_min=self.token_min, engine=self.engine,
-                language_model=self.language_model_path, language_model_sha256=self.language_model_sha256)
+    names = ('lm_weight', 'word_bonus', 'beam_width', 'unknown_score', 'blank_threshold', 'beam_prune', 'token_min', 'engine')
+    return {name: getattr(self, name) for name in names} | dict(language_model=self.language_model_path,
+                                                                language_model_sha256=self.language_model_sha256)
 
-# %% ../nbs/20_beam_search.ipynb #prepare
+# %% ../nbs/20_beam_search.ipynb #prepared
 class Prepared(NamedTuple):
-    "One utterance without the frames that decide nothing"
+    "One utterance without the repeats of sure blanks"
     log_probs: np.ndarray # (kept frames, V) float32
     frames: np.ndarray    # (kept frames,) their places in the utterance
     skipped: float        # nats: the blanks' log-probability in the frames left out
 
+# %% ../nbs/20_beam_search.ipynb #prepare
 @patch
 def prepare(self:BeamDecoder, log_probs, # (T', V) natural log-probabilities, blank first
             name='the utterance' # for messages
            ) -> Prepared:
-    "Check one utterance's log-probabilities and leave out the frames that decide nothing"
-    x = np.asarray(log_probs, dtype=np.float32)
-    if x.ndim != 2 or x.shape[1] != len(self.labels):
-        raise ValueError(f'{name} has shape {x.shape}, expected (frames, {len(self.labels)}): a column for each token of the tokenizer, and no padding')
-    if not (np.abs(np.exp(np.minimum(x, 1)).sum(1) - 1) <= 1e-2).all(): # false for NaN, too
-        raise ValueError(f'{name} is not log-probabilities (a row of their exponentials sums to 1): apply log_softmax to the logits, and look for NaN in the model')
+    "Check one utterance's log-probabilities and leave out the repeats of sure blanks"
+    x, width = np.asarray(log_probs, dtype=np.float32), len(self.labels)
+    fits = x.ndim == 2 and x.shape[1] == width
+    if not (fits and (np.abs(np.exp(np.minimum(x, 1)).sum(1) - 1) <= 1e-2).all()): # false for NaN, too
+        raise ValueError(f'{name}: log-probabilities of shape (frames, {width}) are needed, whose exponentials sum to 1 in each row; '
+                         f'got shape {x.shape}: apply log_softmax to the logits, leave out padding, and look for NaN')
     frames = kept_frames(x, self.blank_threshold)
     return Prepared(x[frames], frames, float(x[:, 0].sum() - x[frames, 0].sum()))
 
 # %% ../nbs/20_beam_search.ipynb #search
 @patch
-def _text(self:BeamDecoder, utterance, alpha, beta, beam_width):
-    "The best text of one prepared utterance"
-    if not len(utterance.frames): return ''
-    return self._tune(alpha, beta).decode(utterance.log_probs, beam_width=beam_width, beam_prune_logp=self.beam_prune, token_min_logp=self.token_min)
+def _search(self:BeamDecoder, method, utterance, values):
+    "What the engine's `method` finds for a prepared utterance"
+    return getattr(self._tune(**values), method)(utterance.log_probs, beam_width=values['beam_width'],
+                                                 beam_prune_logp=self.beam_prune, token_min_logp=self.token_min)
 
 @patch
-def _nbest(self:BeamDecoder, utterance, alpha, beta, beam_width, n):
-    "The best `n` hypotheses of one prepared utterance, with times and confidences"
-    beams = self._tune(alpha, beta).decode_beams(utterance.log_probs, beam_width=beam_width, beam_prune_logp=self.beam_prune,
-                                                 token_min_logp=self.token_min) if len(utterance.frames) else []
-    if not beams: beams = [('', None, [], 0.0, 0.0)]
-    shares = np.exp([beam[4] - beams[0][4] for beam in beams])
-    shares, words = shares / shares.sum(), [beam[2] for beam in beams]
-    def timed(word, start, end):
-        first, last = utterance.frames[start], utterance.frames[end - 1] + 1
-        return Word(word, round(first * FRAME_SECONDS, 3), round(last * FRAME_SECONDS, 3), word_confidence(word, start, end, words, shares))
-    return [Hypothesis(text, score + utterance.skipped, acoustic + utterance.skipped, score - acoustic, tuple(timed(w, *span) for w, span in spans))
-            for text, _, spans, acoustic, score in beams[:n]]
+def _text(self:BeamDecoder, utterance, values):
+    "The best text of a prepared utterance"
+    return self._search('decode', utterance, values) if len(utterance.frames) else ''
 
-# %% ../nbs/20_beam_search.ipynb #batch
+# %% ../nbs/20_beam_search.ipynb #timed
+def _timed(word, start, end, frames, beams, shares):
+    "A word between kept frames as a `Word` in seconds"
+    first, last = frames[start] * FRAME_SECONDS, (frames[end - 1] + 1) * FRAME_SECONDS
+    return Word(word, round(first, 3), round(last, 3), word_confidence(word, start, end, beams, shares))
+
+# %% ../nbs/20_beam_search.ipynb #nbest-of-one
+@patch
+def _nbest(self:BeamDecoder, utterance, values, n):
+    "The best `n` hypotheses of a prepared utterance, with times and confidences"
+    found = self._search('decode_beams', utterance, values) if len(utterance.frames) else []
+    found = found or [('', None, [], 0.0, 0.0)]
+    shares, beams = np.exp([beam[4] - found[0][4] for beam in found]), [beam[2] for beam in found]
+    shares /= shares.sum()
+    return [Hypothesis(text, score + utterance.skipped, acoustic + utterance.skipped, score - acoustic,
+                       tuple(_timed(word, *span, utterance.frames, beams, shares) for word, span in words))
+            for text, _, words, acoustic, score in found[:n]]
+
+# %% ../nbs/20_beam_search.ipynb #worker
 _served = None
-def _serve(decoder): # in a worker, once
+
+def _serve(decoder):
+    "Keep the decoder in a worker process"
     global _served
     _served = decoder
-def _work(method, settings, i, log_probs): return _served._one(method, settings, i, log_probs)
 
-@patch
-def _one(self:BeamDecoder, method, settings, i, log_probs):
-    "`method` on utterance `i` of a batch; a worker prepares what it searches"
-    return getattr(self, method)(self.prepare(log_probs, f'utterance {i}'), **settings)
+def _work(method, arguments, i, log_probs):
+    "In a worker: `method` on utterance `i` of a batch"
+    return _served._one(method, arguments, i, log_probs)
 
+# %% ../nbs/20_beam_search.ipynb #one
 @patch
-def _map(self:BeamDecoder, method, log_probs, **settings):
+def _one(self:BeamDecoder, method, arguments, i, log_probs):
+    "`method` on utterance `i` of a batch"
+    return getattr(self, method)(self.prepare(log_probs, f'utterance {i}'), *arguments)
+
+# %% ../nbs/20_beam_search.ipynb #chunk
+def _chunk_size(count, workers):
+    "Utterances of one message: a quarter of a worker's part, at least 16"
+    quarter, part = -(-count // (4 * workers)), -(-count // workers)
+    return min(max(quarter, 16), part)
+
+# %% ../nbs/20_beam_search.ipynb #map
+@patch
+def _map(self:BeamDecoder, method, log_probs, values, *more):
     "`method` over a list of utterances, in this process or in the pool"
-    settings = {k: getattr(self, k) if v is None else v for k, v in settings.items()}
-    settings['alpha'], settings['beta'] = float(settings['alpha']), float(settings['beta'])
-    if settings['beam_width'] < 1: raise ValueError(f"beam_width {settings['beam_width']}: keep at least 1 prefix")
-    self._tune(settings['alpha'], settings['beta'])
-    if self.workers <= 1 or len(log_probs) < 2: return [self._one(method, settings, i, x) for i, x in enumerate(log_probs)]
-    if self._pool is None:
-        self._pool = ProcessPoolExecutor(self.workers, multiprocessing.get_context('fork'), initializer=_serve, initargs=(self,))
-    quarter, share = (-(-len(log_probs) // (parts * self.workers)) for parts in (4, 1)) # of a worker's part: few messages, yet no long wait for the last
-    try: return list(self._pool.map(partial(_work, method, settings), range(len(log_probs)), map(np.asarray, log_probs), chunksize=min(max(quarter, 16), share)))
+    self._tune(**values)
+    if self.workers <= 1 or len(log_probs) < 2: return [self._one(method, (values, *more), i, x) for i, x in enumerate(log_probs)]
+    fork = multiprocessing.get_context('fork')
+    self._pool = self._pool or ProcessPoolExecutor(self.workers, fork, initializer=_serve, initargs=(self,))
+    work, chunk = partial(_work, method, (values, *more)), _chunk_size(len(log_probs), self.workers)
+    try: return list(self._pool.map(work, range(len(log_probs)), map(np.asarray, log_probs), chunksize=chunk))
     except BrokenProcessPool:
         self.close()
-        raise RuntimeError('a worker process of the beam search was killed (out of memory?): use fewer workers, a narrower beam or a smaller language model') from None
+        raise RuntimeError('a worker process of the beam search was killed (out of memory?): '
+                           'use fewer workers, a narrower beam or a smaller language model') from None
 
-# %% ../nbs/20_beam_search.ipynb #decode
+# %% ../nbs/20_beam_search.ipynb #close
+@patch
+def close(self:BeamDecoder):
+    "End the worker processes; the decoder itself stays usable"
+    if self._pool: self._pool.shutdown(cancel_futures=True)
+    self._pool = None
+
+@patch
+def __enter__(self:BeamDecoder): return self
+
+@patch
+def __exit__(self:BeamDecoder, *error): self.close()
+
+# %% ../nbs/20_beam_search.ipynb #decode-batch
 @patch
 def decode_batch(self:BeamDecoder, log_probs, # list of (T', V) natural log-probabilities
-                 alpha=None, beta=None, beam_width=None # for this call; None: the decoder's own
+                 lm_weight=None, word_bonus=None, beam_width=None # for this call; None: the decoder's own
                 ) -> list: # of str
     "The best text of each utterance"
-    return self._map('_text', log_probs, alpha=alpha, beta=beta, beam_width=beam_width)
+    return self._map('_text', log_probs, self._values(lm_weight, word_bonus, beam_width))
 
+# %% ../nbs/20_beam_search.ipynb #nbest-batch
 @patch
 def nbest_batch(self:BeamDecoder, log_probs, # list of (T', V) natural log-probabilities
-                n: int = 10,     # hypotheses an utterance, at most
-                alpha=None, beta=None, beam_width=None # for this call; None: the decoder's own
+                n: int = 10, # hypotheses an utterance, at most
+                lm_weight=None, word_bonus=None, beam_width=None # for this call; None: the decoder's own
                ) -> list: # of lists of `Hypothesis`, best first
     "The best `n` hypotheses of each utterance, with word times and confidences"
-    return self._map('_nbest', log_probs, alpha=alpha, beta=beta, beam_width=beam_width, n=n)
+    return self._map('_nbest', log_probs, self._values(lm_weight, word_bonus, beam_width), n)
 
+# %% ../nbs/20_beam_search.ipynb #decode-one
 @patch
-def decode(self:BeamDecoder, log_probs, **settings):
+def decode(self:BeamDecoder, log_probs, **values):
     "`decode_batch` for one utterance: a str"
-    return self.decode_batch([log_probs], **settings)[0]
+    return self.decode_batch([log_probs], **values)[0]
 
 @patch
-def nbest(self:BeamDecoder, log_probs, n=10, **settings):
+def nbest(self:BeamDecoder, log_probs, n=10, **values):
     "`nbest_batch` for one utterance: a list of `Hypothesis`"
-    return self.nbest_batch([log_probs], n, **settings)[0]
+    return self.nbest_batch([log_probs], n, **values)[0]

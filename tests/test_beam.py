@@ -52,8 +52,8 @@ def test_skipping_changes_nothing(engine, with_model, arpa):
 
 def test_engines_agree(arpa, log_probs):
     pytest.importorskip('ctc_beam_decoder')
-    for alpha, beta, width in [(0.9, 1.5, 10), (0.3, -1.0, 3), (1.5, 4.0, 40)]:
-        one, other = ([details(h) for h in BeamDecoder(LETTERS, arpa, alpha, beta, width, engine=e).nbest_batch(log_probs)] for e in ENGINES)
+    for values in [(0.9, 1.5, 10), (0.3, -1.0, 3), (1.5, 4.0, 40)]:
+        one, other = ([details(h) for h in BeamDecoder(LETTERS, arpa, *values, engine=e).nbest_batch(log_probs)] for e in ENGINES)
         assert one == other
 
 @pytest.mark.parametrize('engine', ENGINES)
@@ -115,7 +115,7 @@ def test_word_tokens_repeat_and_keep_their_times(engine, tmp_path):
         assert [w.start for w in best.words] == pytest.approx(list(peaks * 0.04))
 
 def test_confidence_is_a_share(arpa, log_probs):
-    for hypotheses in BeamDecoder(LETTERS, arpa, alpha=0.2, beam_width=50).nbest_batch(log_probs, n=50):
+    for hypotheses in BeamDecoder(LETTERS, arpa, lm_weight=0.2, beam_width=50).nbest_batch(log_probs, n=50):
         assert [h.score for h in hypotheses] == sorted((h.score for h in hypotheses), reverse=True)
         assert all(0 < w.confidence <= 1 for h in hypotheses for w in h.words)
         assert all(h.score == pytest.approx(h.acoustic + h.language) for h in hypotheses)
@@ -127,8 +127,8 @@ def test_pool_is_made_once_retuned_and_closed(engine, arpa, log_probs):
         assert decoder._pool is None
         decoder.decode_batch(log_probs)
         workers = set(decoder._pool._processes)
-        for alpha, beta, width in [(0.9, 1.5, 10), (0.0, -3.0, 3), (2.0, 6.0, 10), (0.9, 1.5, 10)]:
-            arguments = dict(alpha=alpha, beta=beta, beam_width=width)
+        for weight, bonus, width in [(0.9, 1.5, 10), (0.0, -3.0, 3), (2.0, 6.0, 10), (0.9, 1.5, 10)]:
+            arguments = dict(lm_weight=weight, word_bonus=bonus, beam_width=width)
             assert decoder.decode_batch(log_probs, **arguments) == single.decode_batch(log_probs, **arguments)
             assert set(decoder._pool._processes) == workers
         assert details(decoder.nbest_batch(log_probs)[7]) == details(single.nbest(log_probs[7]))

@@ -7,8 +7,11 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 kenlm = pytest.importorskip('kenlm')
-from self_distill.language_model import (check_spelling, count_ngrams, estimate_arpa, load_language_model, out_of_vocabulary_rate, perplexity,
-                                         read_sentences, read_unigrams, sentence_overlap, train_language_model)
+from self_distill.config import CheckpointConfig, Config
+from self_distill.corpora import Corpus
+from self_distill.language_model import (check_spelling, estimate_arpa, language_model_for, language_model_path, language_model_report,
+                                         load_language_model, ngram_order, out_of_vocabulary_rate, perplexity, read_sentences,
+                                         read_unigrams, sentence_overlap, training_sentences)
 from self_distill.text import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,16 +61,34 @@ def test_interrupted_writing_keeps_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt): estimate_arpa(['c d e'], 2, arpa)
     assert arpa.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ['m.arpa']
 
+def corpus_of(**texts):
+    "A corpus of nothing but sentences, by split"
+    rows = [(text, split) for split, sentences in texts.items() for text in sentences]
+    return Corpus('lesson', pd.DataFrame(rows, columns=['text', 'split']), None, 0, False, Tokenizer.english())
+
+def config_in(folder): return Config(checkpoints=CheckpointConfig(folder=str(folder)))
+
 def test_dev_and_test_never_enter(tmp_path):
-    manifest = pd.DataFrame({'text': ['a b', 'secret dev', 'secret test'], 'split': ['train', 'dev', 'test']})
-    summary = train_language_model(manifest, tmp_path/'m.arpa', order=2)
-    assert set(read_unigrams(tmp_path/'m.arpa')) == {'a', 'b'}
-    assert summary['dev']['out_of_vocabulary'] == 100 and set(summary['test']) == {'sentences', 'sentences_in_training'} and summary['test']['sentences_in_training'] == 0
+    corpus, config = corpus_of(train=['a b'], dev=['secret dev'], test=['secret test']), config_in(tmp_path)
+    path = language_model_for(corpus, config, order=2)
+    assert set(read_unigrams(path)) == {'a', 'b'} and ngram_order(path) == 2
+    assert language_model_path(corpus_of(train=['a b'], dev=['other'], test=['words']), config, order=2) == path
+    report = language_model_report(corpus, config, order=2)
+    assert list(report['unknown dev words (%)']) == [100, 100] and set(report['test sentences in the text']) == {'0 of 1'}
+
+def test_a_language_model_is_estimated_once_and_never_outdated(tmp_path):
+    config, corpus = config_in(tmp_path), corpus_of(train=['a b', 'b a'], dev=['a'], test=['b'])
+    path = language_model_for(corpus, config)
+    made = path.stat().st_mtime_ns
+    assert language_model_for(corpus, config) == path and path.stat().st_mtime_ns == made
+    others = [language_model_path(corpus_of(train=['a b'], dev=['a']), config), language_model_path(corpus, config, order=2)]
+    assert len({path, *others}) == 3 and not any(p.exists() for p in others)
 
 def test_gzipped_extra_text(tmp_path):
-    with gzip.open(tmp_path/'x.txt.gz', 'wt', encoding='utf-8') as f: f.write('ça va\n')
-    manifest = pd.DataFrame({'text': ['a b'], 'split': ['train']})
-    assert train_language_model(manifest, tmp_path/'m.arpa', 2, [tmp_path/'x.txt.gz'])['vocabulary'] == 4
+    with gzip.open(tmp_path/'x.txt.gz', 'wt', encoding='utf-8') as f: f.write('Ça va!\n\n')
+    corpus, config = corpus_of(train=['a b']), config_in(tmp_path)
+    assert training_sentences(corpus, config, [tmp_path/'x.txt.gz']) == ['a b', 'ça va']
+    assert len(read_unigrams(language_model_for(corpus, config, 2, [tmp_path/'x.txt.gz']))) == 4
 
 @pytest.mark.parametrize('content', [b'', b'\\data', b'\\data\\\nngram 1=5\n', b'PK\x03\x04', b'\x1f\x8b\x08broken', b'mmap lm http://kheafield.com/code format version 5\n\0'])
 def test_damaged_files_are_named(tmp_path, content):
