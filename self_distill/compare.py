@@ -166,7 +166,7 @@ def _decoder_rows(systems, baseline, control, split, decoder, settings, repeats)
     "Rows of the table under one decoder"
     counts = {s.name: pooled_counts(s, split, decoder, settings) for s in systems}
     alike = _rows_alike(systems, baseline)
-    noise = noise_of([alike, *repeats], split, decoder, settings) if alike else None
+    noise = noise_of(repeats or [alike], split, decoder, settings) if alike else None
     def test(a, b):
         return paired_bootstrap(counts[a.name], counts[b.name], noise if a in alike and b in alike else None)
     for s in systems:
@@ -265,7 +265,7 @@ def compare(systems: list, # of System, or of Record (then grouped by recipe)
             decoders: tuple = None, # which (None: those that every run has)
             settings: dict = None, # decoder → settings its decodings must have, e.g. {'beam': {'beam_width': 10}}
             control: str = None, # name of a second reference, e.g. the row of equal compute
-            repeats: list = () # more lists of System, each with the same runs, for the noise of training
+            repeats: list = None # lists of System that tell the noise of training (None: one list, those compared)
            ) -> Comparison:
     "Compare systems from their records: pooled rates, intervals, paired tests and detectable differences"
     if not systems: raise RecordError('nothing to compare: give at least one record (train and evaluate a run first)')
