@@ -56,7 +56,8 @@ def _sync_folder(folder):
 # %% ../nbs/00_config.ipynb #atomic-write
 @contextmanager
 def atomic_write(path, # file to replace; its folder is made
-                 mode='w' # or 'wb'
+                 mode='w', # or 'wb'
+                 durable: bool = True # force it to the disk; False for what can be computed again, such as a cache
                 ): # an open file
     "A file that takes the place of `path` when the block ends, and leaves nothing behind when it fails"
     path = Path(path)
@@ -67,9 +68,9 @@ def atomic_write(path, # file to replace; its folder is made
         with open(temporary, mode, **text) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable: os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        if durable: _sync_folder(path.parent)
     finally: temporary.unlink(missing_ok=True)
 
 # %% ../nbs/00_config.ipynb #section
