@@ -174,6 +174,11 @@ class LossWeights:
     beta: NonNegative = 0.2          # hard CTC against the transcript
     gamma: NonNegative = 0.1         # hidden layers
 
+    @model_validator(mode='after')
+    def _any(self):
+        if not (self.alpha or self.beta or self.gamma): raise ValueError('alpha, beta and gamma are all 0: nothing would be learnt')
+        return self
+
 # %% ../nbs/00_config.ipynb #temperature-config
 @dataclass(config=SECTION)
 class TemperatureConfig:
