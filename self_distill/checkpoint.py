@@ -163,12 +163,20 @@ class LoadedModel:
     path: Path
     weights_sha256: str    # names the weights, see `weights_hash`
 
+# %% ../nbs/11_checkpoint.ipynb #plausible
+def _check_numbers(payload):
+    "ValueError for weights or a dev WER that no training of this project leaves behind"
+    bad = [k for k, v in payload['model'].items() if not torch.isfinite(v).all()]
+    if bad: raise ValueError(f'{len(bad)} of its tensors hold NaN or infinity, the first is {bad[0]}')
+    if not payload['best_val_wer'] >= 0: raise ValueError(f'its dev WER is {payload["best_val_wer"]}')
+
 # %% ../nbs/11_checkpoint.ipynb #assembled
 def _assembled(payload, path, device):
     "The parts of a checkpoint, put together"
     tokenizer, outputs = Tokenizer.from_dict(payload['tokenizer']), payload['model_settings']['vocabulary_size']
     tokens = len(tokenizer)
     if outputs != tokens: raise ValueError(f'the model has {outputs} outputs, the tokenizer {tokens} tokens')
+    _check_numbers(payload)
     config = build_config(payload['config'], f'{path} (config)')
     model = BiLSTMCTC(**payload['model_settings'])
     model.load_state_dict(payload['model'])

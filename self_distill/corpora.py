@@ -109,7 +109,7 @@ def compute_features(path,                    # recording or feature file
 def store(file: Path, array):
     "Write `array` to `file` so that a reader finds all of it or nothing"
     try:
-        with atomic_write(file, 'wb') as whole: np.save(whole, array)
+        with atomic_write(file, 'wb', durable=False) as whole: np.save(whole, array)
     except OSError as e:
         raise OSError(f'{file}: the cache cannot be written ({e}); make room, or change data.cache') from e
 
