@@ -4,104 +4,105 @@
 
 # %% auto #0
 __all__ = ['app', 'Overrides', 'Checkpoints', 'Split', 'Why', 'Device', 'Data', 'LanguageModel', 'Engine', 'Workers', 'DEMO',
-           'DEMO_QUEUE', 'DEMO_FIGURES', 'train', 'both', 'evaluate', 'evaluate_with_beam', 'numbers', 'listed',
-           'search', 'lm', 'ensemble', 'named_systems', 'all_systems', 'compare', 'experiments', 'figures', 'doctor',
-           'searched', 'decode_best', 'demo', 'main']
+           'DEMO_PLAN', 'DEMO_RECORDS', 'DEMO_FIGURES', 'train', 'evaluate', 'evaluate_beam', 'numbers', 'search', 'lm',
+           'ensemble', 'named_systems', 'all_systems', 'compare', 'split_engine_options', 'experiments', 'figures',
+           'doctor', 'demo', 'main']
 
 # %% ../nbs/29_cli.ipynb #imports
 import os, sys, time
-from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-
-from .beam_search import ENGINES
-from .compare import System, comparison_text, systems_of
-from .compare import compare as compare_systems
-from .config import load_config, root_path
-from .corpora import load_corpus
-from .decoding import (decoding_folder, evaluate_beam, evaluate_ensemble, evaluate_models, language_model_for, language_model_report,
-                                   numbered_checkpoints, open_corpus, open_model, search_beam)
-from .doctor import doctor as check_installation
-from .experiments import finish_experiment, load_queue, run_command, run_experiment, run_notebook, run_queue, select, status_table, summary_line, survey
-from .figures import make_figures
-from .records import LEDGER, read_record, record_path, records_in
-from .search import ALPHAS, BEAM_WIDTHS, BETAS, load_decoding
-from .trainer import pick_device, train as train_run
 
 # %% ../nbs/29_cli.ipynb #app
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help='Make a CTC speech recognizer better by distilling it into itself.')
 
-# %% ../nbs/29_cli.ipynb #train
+# %% ../nbs/29_cli.ipynb #overrides
 Overrides = Annotated[Optional[list[str]], typer.Argument(help='dotted settings, training.epochs=3 seed=1', show_default=False)]
 
+# %% ../nbs/29_cli.ipynb #train
 @app.command()
 def train(config: Annotated[str, typer.Option(help='YAML file, such as configs/demo.yaml')], overrides: Overrides = None,
-          notebook: Annotated[bool, typer.Option(help='run nbs/30_train.ipynb with papermill (--no-notebook: train in this process)')] = True):
+          notebook: Annotated[bool, typer.Option(help='run nbs/30_train.ipynb with papermill, or train in this process')] = True):
     "Train a run from wherever it stands to its end."
+    from self_distill.config import load_config, root_path
     settings = load_config(config, overrides or [])
-    if not notebook: train_run(settings); return
+    if not notebook:
+        from self_distill.training import train
+        train(settings)
+        return
+    from self_distill.experiments import run_notebook
     output = root_path('logs')/settings.run/'train.ipynb'
     code = run_notebook('30_train', output, {'config': str(root_path(config)), 'overrides': overrides or []})
     if code: raise typer.Exit(code)
     typer.echo(f'The executed notebook is {output}')
 
 # %% ../nbs/29_cli.ipynb #options
-def both(name): # 'beam_width' → '--beam-width', '--beam_width'
-    "The two spellings of an option"
-    return [f'--{name.replace("_", "-")}', f'--{name}']
+def _option(name, help, **more): # --beam_width, spelled as everywhere else
+    return typer.Option(f'--{name}', help=help, show_default=False, **more)
 
-Checkpoints = Annotated[list[str], typer.Option('--checkpoint', help='models/<run>/checkpoint_best.pt; several: the mean of their probabilities')]
+Checkpoints = Annotated[list[str], _option('checkpoint', 'models/<run>/checkpoint_best.pt; several: the mean of their probabilities')]
 Split = Annotated[str, typer.Option(help='train, dev or test; a reading of test is noted in results/test_ledger.jsonl')]
 Why = Annotated[str, typer.Option(help='the reason for reading the test set, for the ledger')]
 Device = Annotated[str, typer.Option(help='auto, cpu, cuda, cuda:1, mps')]
 Data = Annotated[Optional[list[str]], typer.Argument(help='where the corpus is, data.path=/my/copy', show_default=False)]
-LanguageModel = Annotated[Optional[str], typer.Option(*both('language_model'), help='ARPA file  [default: the 3-gram of the training text]', show_default=False)]
-Engine = Annotated[str, typer.Option(help=' or '.join(ENGINES))]
+LanguageModel = Annotated[Optional[str], _option('language_model', 'ARPA file  [default: the 3-gram of the training text]')]
+Engine = Annotated[str, typer.Option(help='pyctcdecode or ctc-beam-decoder')]
 Workers = Annotated[int, typer.Option(min=1, help='processes that decode')]
 
 # %% ../nbs/29_cli.ipynb #evaluate
 @app.command()
-def evaluate(checkpoint: Checkpoints, data: Data = None, split: Split = 'dev', why: Why = 'self-distill evaluate', device: Device = 'auto'):
+def evaluate(checkpoint: Checkpoints, data: Data = None, split: Split = 'dev', why: Why = 'self-distill evaluate',
+             device: Device = 'auto'):
     "Greedy error rates, into the record of the run."
-    evaluate_models(checkpoint, split, data or [], device, why)
+    from self_distill.evaluate import evaluate
+    evaluate(checkpoint, split, overrides=data or [], device=device, why=why)
 
+# %% ../nbs/29_cli.ipynb #evaluate-beam
 @app.command('evaluate-beam')
-def evaluate_with_beam(checkpoint: Checkpoints, data: Data = None, split: Split = 'dev',
-        lm_weight: Annotated[Optional[float], typer.Option(*both('lm_weight'), help='α  [default: searched on dev, or 0.9]', show_default=False)] = None,
-        word_bonus: Annotated[Optional[float], typer.Option(*both('word_bonus'), help='β  [default: searched on dev, or 1.5]', show_default=False)] = None,
-        beam_width: Annotated[Optional[int], typer.Option(*both('beam_width'), min=1, help='[default: searched on dev, or 10]', show_default=False)] = None,
-        language_model: LanguageModel = None,
-        name: Annotated[str, typer.Option(help='what the record calls it; another name keeps both')] = 'beam',
-        why: Why = 'self-distill evaluate-beam', engine: Engine = ENGINES[0], workers: Workers = 2, device: Device = 'auto'):
+def evaluate_beam(checkpoint: Checkpoints, data: Data = None, split: Split = 'dev',
+                  lm_weight: Annotated[Optional[float], _option('lm_weight', 'of the language model  [default: searched on dev, or 0.9]')] = None,
+                  word_bonus: Annotated[Optional[float], _option('word_bonus', 'nats a word  [default: searched on dev, or 1.5]')] = None,
+                  beam_width: Annotated[Optional[int], _option('beam_width', '[default: searched on dev, or 10]', min=1)] = None,
+                  language_model: LanguageModel = None,
+                  name: Annotated[str, typer.Option(help='what the record calls it; another name keeps both')] = 'beam',
+                  why: Why = 'self-distill evaluate-beam', engine: Engine = 'pyctcdecode', workers: Workers = 2, device: Device = 'auto'):
     "Greedy and beam error rates, and the improvement."
-    evaluate_beam(checkpoint, split, lm_weight, word_bonus, beam_width, language_model, data or [], name, engine, workers, device, why)
+    from self_distill.evaluate import Beam, Greedy, evaluate
+    beam = Beam(lm_weight, word_bonus, beam_width, language_model, name=name, engine=engine, workers=workers)
+    evaluate(checkpoint, split, (Greedy(), beam), data or [], device, why)
 
-# %% ../nbs/29_cli.ipynb #search
+# %% ../nbs/29_cli.ipynb #numbers
 def numbers(text: str, # '0.5,0.8, 1'
             kind=float # int or float
-           ) -> list:
-    "Numbers between commas"
-    try: return [kind(word) for word in text.split(',')]
+           ) -> tuple:
+    "Numbers between commas; ValueError for anything else"
+    try: return tuple(kind(word) for word in text.split(','))
     except ValueError: raise ValueError(f'{text!r}: write numbers with commas between, such as 1,2') from None
 
-def listed(values): return ','.join(f'{v:g}' for v in values)
+# %% ../nbs/29_cli.ipynb #search
+def _grid(name): return _option(name, 'numbers with commas between  [default: the grid of 21_search]')
 
 @app.command()
-def search(checkpoint: Checkpoints, data: Data = None,
-           lm_weights: Annotated[str, typer.Option(*both('lm_weights'), help='α')] = listed(ALPHAS),
-           word_bonuses: Annotated[str, typer.Option(*both('word_bonuses'), help='β')] = listed(BETAS),
-           beam_widths: Annotated[str, typer.Option(*both('beam_widths'))] = listed(BEAM_WIDTHS),
-           language_model: LanguageModel = None, engine: Engine = ENGINES[0], workers: Workers = 2, device: Device = 'auto'):
-    "Choose α, β and the beam's width on dev."
-    search_beam(checkpoint, numbers(lm_weights), numbers(word_bonuses), numbers(beam_widths, int), language_model, data or [], engine, workers, device)
+def search(checkpoint: Checkpoints, data: Data = None, lm_weights: Annotated[str, _grid('lm_weights')] = '',
+           word_bonuses: Annotated[str, _grid('word_bonuses')] = '', beam_widths: Annotated[str, _grid('beam_widths')] = '',
+           language_model: LanguageModel = None, engine: Engine = 'pyctcdecode', workers: Workers = 2, device: Device = 'auto'):
+    "Choose lm_weight, word_bonus and beam_width on dev."
+    from self_distill.evaluate import SearchedBeam, search
+    given = dict(lm_weights=(lm_weights, float), word_bonuses=(word_bonuses, float), beam_widths=(beam_widths, int))
+    grid = {name: numbers(text, kind) for name, (text, kind) in given.items() if text}
+    search(checkpoint, SearchedBeam(**grid, language_model=language_model, engine=engine, workers=workers), data or [], device)
 
+# %% ../nbs/29_cli.ipynb #lm
 @app.command()
 def lm(config: Annotated[str, typer.Option(help='YAML file of a run on the corpus')], overrides: Overrides = None,
        order: Annotated[int, typer.Option(min=1, max=6, help='longest n-gram, words')] = 3,
        text: Annotated[Optional[list[str]], typer.Option(help='more text to learn from, one sentence a line; may be repeated')] = None):
     "Estimate language models of the training text."
+    from self_distill.config import load_config
+    from self_distill.corpora import load_corpus
+    from self_distill.language_model import language_model_report
     settings = load_config(config, overrides or [])
     report = language_model_report(load_corpus(settings.data, settings.text, settings.features), settings, order, text or [])
     typer.echo(report.drop(columns='file').set_index('order').T.to_string())
@@ -116,28 +117,44 @@ def ensemble(data: Data = None,
              best: Annotated[Optional[int], typer.Option(min=2, help='or so many with the lowest dev WER')] = None,
              split: Split = 'dev', why: Why = 'self-distill ensemble', device: Device = 'auto'):
     "Average probabilities, and weights, of checkpoints."
-    if bool(run) == bool(checkpoint): raise ValueError('name the members: either --run (with --epochs 70,75,80 or --best 3), or --checkpoint twice or more')
+    if bool(run) == bool(checkpoint):
+        raise ValueError('name the members: either --run (with --epochs 70,75,80 or --best 3), or --checkpoint twice or more')
+    from self_distill.ensemble import numbered_checkpoints
+    from self_distill.evaluate import evaluate_ensemble
     files = checkpoint or numbered_checkpoints(run, None if best else numbers(epochs, int), best)
     typer.echo(evaluate_ensemble(files, split, data or [], device, why).round(2).to_string(index=False))
 
-# %% ../nbs/29_cli.ipynb #compare
-def named_systems(names: list # 'run', 'run@checkpoint', or a record's file
-                 ) -> list:   # of `System`
+# %% ../nbs/29_cli.ipynb #named-systems
+def named_systems(names: list, # 'run', 'run@checkpoint', or a record's file
+                  folder='results' # of records
+                 ) -> list:    # of `System`
     "Systems from what a person types, grouped by recipe and checkpoint"
+    from self_distill.compare import System, systems_of
+    from self_distill.records import read_record, record_path
     groups = {}
     for name in names:
         run, _, checkpoint = name.partition('@')
-        groups.setdefault(checkpoint or 'best', []).append(read_record(run if run.endswith('.json') else record_path(run)))
-    return [System(s.name if checkpoint == 'best' else f'{s.name} {checkpoint}', s.records, checkpoint)
-            for checkpoint, records in groups.items() for s in systems_of(records)]
+        path = run if run.endswith('.json') else record_path(run, folder)
+        groups.setdefault(checkpoint or 'best', []).append(read_record(path))
+    def named(s, checkpoint): return s.name if checkpoint == 'best' else f'{s.name} {checkpoint}'
+    return [System(named(s, checkpoint), s.records, checkpoint) for checkpoint, records in groups.items() for s in systems_of(records)]
 
-def all_systems(split: str) -> list: # of lists of `System`, one for each corpus, protocol and device
+# %% ../nbs/29_cli.ipynb #all-systems
+def all_systems(split: str) -> list: # of lists of `System`, one for each corpus and protocol
     "Everything under results/ whose best checkpoint has read a split"
+    from self_distill.compare import systems_of
+    from self_distill.records import records_in
     groups = {}
     for r in sorted(records_in(), key=lambda r: (r.teacher is not None, r.run)):
-        if any((d.split, d.checkpoint) == (split, 'best') for d in r.decodes): groups.setdefault((r.corpus, r.protocol, r.device.name), []).append(r)
+        if any((d.split, d.checkpoint) == (split, 'best') for d in r.decodes): groups.setdefault((r.corpus, r.protocol), []).append(r)
     if not groups: raise ValueError(f'results/: no run has read {split} yet; evaluate some first (self-distill evaluate --checkpoint … --split {split})')
     return [systems_of(records) for records in groups.values()]
+
+# %% ../nbs/29_cli.ipynb #compare
+def _comparison(groups, split, baseline=None, decoder=None):
+    from self_distill.compare import compare, comparison_text
+    texts = (comparison_text(compare(systems, split, baseline, decoder and tuple(decoder))) for systems in groups)
+    typer.echo('\n\n\n'.join(texts))
 
 @app.command()
 def compare(runs: Annotated[Optional[list[str]], typer.Argument(help='run, run@checkpoint or record; none: all there are', show_default=False)] = None,
@@ -145,75 +162,80 @@ def compare(runs: Annotated[Optional[list[str]], typer.Argument(help='run, run@c
             baseline: Annotated[Optional[str], typer.Option(help="a row's name  [default: the first]", show_default=False)] = None,
             decoder: Annotated[Optional[list[str]], typer.Option(help='greedy, beam, …  [default: those that all have]', show_default=False)] = None):
     "Error rates side by side, with intervals and tests."
-    groups = [named_systems(runs)] if runs else all_systems(split)
-    typer.echo('\n\n\n'.join(comparison_text(compare_systems(systems, split, baseline, decoder and tuple(decoder))) for systems in groups))
+    _comparison([named_systems(runs)] if runs else all_systems(split), split, baseline, decoder)
+
+# %% ../nbs/29_cli.ipynb #engine-options
+def split_engine_options(words: list # 'data.path=/my/an4', '--executor', 'slurm'
+                        ) -> tuple: # dotted settings, and what stood behind `--`
+    "Dotted settings apart from the engine's options, the first of which begins with a dash"
+    k = next((k for k, word in enumerate(words) if word.startswith('-')), len(words))
+    return words[:k], words[k:]
 
 # %% ../nbs/29_cli.ipynb #experiments
 @app.command()
-def experiments(queue: Annotated[str, typer.Argument(help='YAML file, such as configs/experiments/an4.yaml')], overrides: Overrides = None,
+def experiments(plan: Annotated[str, typer.Argument(help='YAML file, such as configs/experiments/an4.yaml')], overrides: Overrides = None,
                 jobs: Annotated[int, typer.Option(min=1, help='runs side by side')] = 1,
                 device: Annotated[Optional[list[str]], typer.Option(help='cuda:0, cuda:1, …: one run on each, instead of --jobs')] = None,
-                group: Annotated[Optional[list[str]], typer.Option(help='only these groups of the queue')] = None,
-                run: Annotated[str, typer.Option(help='one run by its name')] = '',
-                commands: Annotated[bool, typer.Option('--list', help='print one command a run, for a Slurm array, and do nothing')] = False,
+                group: Annotated[Optional[list[str]], typer.Option(help='only these groups of the plan')] = None,
+                run: Annotated[str, typer.Option(help='one run by its name, in this process')] = '',
+                dry_run: Annotated[bool, typer.Option('--dry-run', help='list what would run, and do nothing')] = False,
                 status: Annotated[bool, typer.Option('--status', help='show what is done, running and left, and do nothing')] = False):
-    "Run what is missing of a queue of experiments, teachers first."
-    overrides = overrides or []
-    if run: run_experiment(queue, run, overrides); return
-    if not (commands or status): run_queue(queue, overrides, jobs, device or (), group); return
-    runs = select(load_queue(queue, overrides), group, queue)
-    if commands: typer.echo('\n'.join(run_command(queue, name, overrides) for name in runs)); return
-    states = survey(runs)
-    typer.echo(status_table(states).to_string(index=False))
-    typer.echo(summary_line(runs, states, jobs))
+    "Run what is missing of a plan, teachers first; options of the engine (Snakemake) follow after --."
+    from self_distill.experiments import load_plan, run_one, run_plan, select, status_table, summary_line
+    settings, engine = split_engine_options(overrides or [])
+    if run: run_one(plan, run, settings)
+    elif status:
+        runs = select(load_plan(plan, settings), group or ())
+        typer.echo(f'{status_table(runs).to_string(index=False)}\n{summary_line(runs, jobs)}')
+    else: run_plan(plan, settings, jobs, device or (), group or (), dry_run, engine)
 
+# %% ../nbs/29_cli.ipynb #figures
 @app.command()
 def figures(only: Annotated[Optional[list[str]], typer.Argument(help='artifacts by name, and results for the page; none: all', show_default=False)] = None,
-            queue: Annotated[str, typer.Option(help='the queue whose records are drawn')] = 'configs/experiments/an4.yaml',
-            group: Annotated[str, typer.Option(help='a group of the queue; empty: for each artifact the first that is recorded')] = '',
+            plan: Annotated[str, typer.Option(help='the plan whose records are drawn')] = 'configs/experiments/an4.yaml',
+            group: Annotated[str, typer.Option(help='a group of the plan; empty: for each artifact the first that is recorded')] = '',
             folder: Annotated[str, typer.Option(help='where they go')] = 'thesis_figures'):
     "Draw every figure and table from the records alone."
-    make_figures(only or (), queue, group=group, folder=folder)
+    from self_distill.figures import make_figures
+    make_figures(only or (), plan, group=group, folder=folder)
 
 # %% ../nbs/29_cli.ipynb #doctor
 @app.command()
 def doctor():
     "Check the installation and print the environment, as a bug report wants it."
-    if not check_installation(): raise typer.Exit(1)
+    from self_distill.doctor import doctor
+    if not doctor(): raise typer.Exit(1)
+
+# %% ../nbs/29_cli.ipynb #demo-places
+DEMO = ('configs/demo.yaml', 'configs/demo_student.yaml')
+DEMO_PLAN, DEMO_RECORDS, DEMO_FIGURES = 'configs/experiments/demo.yaml', 'runs/demo/results', 'runs/demo/figures'
+
+# %% ../nbs/29_cli.ipynb #demo-run
+def _demo_run(config, step):
+    "Train one run of the demo and decode it; only what is not recorded yet"
+    from self_distill.evaluate import Greedy, SearchedBeam, add_figure_arrays, evaluate
+    from self_distill.training import train
+    typer.echo(f'\n{step} of 6: training {config.run}')
+    record = train(config, DEMO_RECORDS)
+    typer.echo(f'\n{step + 1} of 6: decoding {config.run}')
+    best, decoders = f'{config.checkpoints.folder}/{config.run}/checkpoint_best.pt', (Greedy(), SearchedBeam())
+    for split in ('dev', 'test'): evaluate(best, split, decoders, device=config.device, why='self-distill demo', folder=DEMO_RECORDS, again=False)
+    if 'entropy/temperature' not in record.arrays: add_figure_arrays(best, device=config.device, folder=DEMO_RECORDS)
 
 # %% ../nbs/29_cli.ipynb #demo
-DEMO = ('configs/demo.yaml', 'configs/demo_student.yaml')
-DEMO_QUEUE, DEMO_FIGURES = 'configs/experiments/demo.yaml', 'runs/demo_figures'
-
-def searched(loaded, language_model) -> bool: # whether decoding values of this model and language model are stored
-    try: return bool(load_decoding(decoding_folder(loaded), language_model, loaded.sha256))
-    except (ValueError, OSError): return False
-
-def decode_best(config, why: str):
-    "Search on dev, then greedy and beam on dev and test, for a run's best checkpoint; only what is not recorded yet"
-    loaded = open_model(f'{config.checkpoints.folder}/{config.run}/checkpoint_best.pt', pick_device(config.device))
-    known = searched(loaded, language_model_for(open_corpus(loaded), config))
-    if not known: search_beam(loaded)
-    for split in ('dev', 'test'):
-        decodes = read_record(record_path(config.run)).decodes
-        if not (known and any((d.split, d.decoder, d.checkpoint_sha256) == (split, 'beam', loaded.sha256) for d in decodes)): evaluate_beam(loaded, split, why=why)
-
 @app.command()
 def demo(overrides: Overrides = None):
     "The whole recipe on synthetic speech, in minutes."
+    from self_distill.config import load_config
+    from self_distill.figures import make_figures
     start, configs = time.monotonic(), [load_config(path, overrides or []) for path in DEMO]
-    for step, config in enumerate(configs):
-        typer.echo(f'\n{2 * step + 1} of 6: training {config.run}')
-        train_run(config)
-        typer.echo(f'\n{2 * step + 2} of 6: decoding {config.run}')
-        decode_best(config, 'self-distill demo')
-        finish_experiment(load_queue(DEMO_QUEUE, overrides or [])[config.run]) # what figures need beside
+    for k, config in enumerate(configs): _demo_run(config, 2 * k + 1)
     typer.echo('\n5 of 6: comparison\n')
-    compare([config.run for config in configs], split='test', baseline=None, decoder=None)
+    _comparison([named_systems([config.run for config in configs], DEMO_RECORDS)], 'test')
     typer.echo('\n6 of 6: figures\n')
-    make_figures(queue=DEMO_QUEUE, folder=DEMO_FIGURES)
-    records = ', '.join(f'results/{config.run}.json' for config in configs)
-    typer.echo(f'\n{time.monotonic() - start:.0f} s. Records: {records}; figures: {DEMO_FIGURES}/; test readings: {LEDGER}; curves: tensorboard --logdir logs')
+    make_figures(plan=DEMO_PLAN, records=DEMO_RECORDS, folder=DEMO_FIGURES)
+    typer.echo(f'\n{time.monotonic() - start:.0f} s. Records and test readings: {DEMO_RECORDS}/; figures: {DEMO_FIGURES}/; '
+               'curves: tensorboard --logdir logs')
 
 # %% ../nbs/29_cli.ipynb #main
 def main(arguments=None # list of words; None: the process's own

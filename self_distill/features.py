@@ -11,79 +11,108 @@ import hashlib, math, re
 from pathlib import Path
 
 import numpy as np, soundfile, torch, torchaudio
+from torch.nn.functional import interpolate
 from torchaudio.compliance import kaldi
 
 from .config import AugmentConfig
 
-# %% ../nbs/02_features.ipynb #read-audio
-UNKNOWN_LENGTH = 2**31 - 2**16 # bytes; who writes a WAV file into a pipe announces more than this
+# %% ../nbs/02_features.ipynb #unknown-length
+UNKNOWN_LENGTH = 2**31 - 2**16 # bytes; a WAV file that was written into a pipe announces more than this
 
+# %% ../nbs/02_features.ipynb #cut-short
 def _cut_short(file): # `soundfile.SoundFile`
-    "Whether the header announces more than the file holds, where libsndfile reads what there is without a word"
-    sizes = [(int(announced), int(held)) for announced, held in re.findall(r': (\d+) \(should be (\d+)\)', file.extra_info)]
-    sphere = re.search(rb'sample_count -i (\d+)', Path(file.name).read_bytes()[:1024]) if file.format == 'NIST' else None
-    return any(held + 64 < announced < UNKNOWN_LENGTH for announced, held in sizes) or bool(sphere) and int(sphere[1]) > file.frames
+    "Whether the header announces more than the file holds; libsndfile reads what there is and reports nothing"
+    sizes = re.findall(r': (\d+) \(should be (\d+)\)', file.extra_info)
+    sphere = file.format == 'NIST' and re.search(rb'sample_count -i (\d+)', Path(file.name).read_bytes()[:1024])
+    return (any(int(held) + 64 < int(announced) < UNKNOWN_LENGTH for announced, held in sizes)
+            or bool(sphere) and int(sphere[1]) > file.frames)
 
+# %% ../nbs/02_features.ipynb #audio-fault
+def _audio_fault(samples, rate, cut, wanted):
+    "What makes a recording unusable, with the remedy; None where nothing does"
+    if not len(samples): return 'the recording is empty; remove it from the corpus'
+    if cut: return ('ends before the length that its header announces; '
+                    'copy it again, or convert it again from its source')
+    if not np.isfinite(samples).all(): return 'holds samples that are not finite; convert it again from its source'
+    if rate < 2000 or rate*wanted/math.gcd(rate, wanted)**2 > 5e7: # the size of the resampling filter
+        return (f'recorded at {rate} Hz, from which {wanted} Hz cannot be computed in reasonable memory; '
+                f'resample it to {wanted} Hz with a sound program')
+
+# %% ../nbs/02_features.ipynb #open-audio
+def _open_audio(path):
+    "Samples (n, channels), their rate, and whether the file is cut short"
+    if not path.is_file():
+        raise ValueError(f'{path}: no such audio file; check the path and the folder it is relative to')
+    try:
+        with soundfile.SoundFile(path) as file:
+            return file.read(dtype='float32', always_2d=True), file.samplerate, _cut_short(file)
+    except (soundfile.SoundFileError, RuntimeError, OSError) as e:
+        raise ValueError(f'{path}: not readable as audio ({e}); copy it again, or convert it to WAV or FLAC') from None
+
+# %% ../nbs/02_features.ipynb #read-audio
 def read_audio(path,             # a file that soundfile can read
                sample_rate=16000 # Hz, of the result
               ) -> torch.Tensor: # (samples,) float32 in [-1, 1]
     "One recording as a single channel at `sample_rate`"
-    path = Path(path)
-    if not path.is_file(): raise ValueError(f'{path}: no such audio file; check the path and the folder it is relative to')
-    try:
-        with soundfile.SoundFile(path) as file: rate, samples, cut = file.samplerate, file.read(dtype='float32', always_2d=True), _cut_short(file)
-    except (soundfile.SoundFileError, RuntimeError, OSError) as e: raise ValueError(f'{path}: not readable as audio ({e}); copy it again, or convert it to WAV or FLAC') from None
-    if not len(samples): raise ValueError(f'{path}: the recording is empty; remove it from the corpus')
-    if cut: raise ValueError(f'{path}: ends before the length that its header announces; copy it again, or convert it again from its source')
-    if not np.isfinite(samples).all(): raise ValueError(f'{path}: holds samples that are not finite; convert it again from its source')
-    if rate < 2000 or rate*sample_rate/math.gcd(rate, sample_rate)**2 > 5e7:
-        raise ValueError(f'{path}: recorded at {rate} Hz, from which {sample_rate} Hz cannot be computed in reasonable memory; resample it to {sample_rate} Hz with a sound program')
+    samples, rate, cut = _open_audio(Path(path))
+    fault = _audio_fault(samples, rate, cut, sample_rate)
+    if fault: raise ValueError(f'{path}: {fault}')
     wave = torch.from_numpy(samples.mean(1))
     return wave if rate == sample_rate else torchaudio.functional.resample(wave, rate, sample_rate)
 
-# %% ../nbs/02_features.ipynb #log-mel
+# %% ../nbs/02_features.ipynb #frame-rate
 FRAMES_PER_SECOND = 100
 
-def _check_wave(wave, sample_rate):
-    "A wave of one dimension, at least one window long"
-    if wave.ndim != 1: raise ValueError(f'wave must be (samples,), got {tuple(wave.shape)}; average the channels first')
-    window = int(0.025*sample_rate)
-    if len(wave) < window: raise ValueError(f'{len(wave)} samples at {sample_rate} Hz are shorter than one window of 25 ms ({window} samples); remove the recording')
-    return 2**15 * wave[None]
+# %% ../nbs/02_features.ipynb #kaldi-wave
+def _kaldi_wave(wave, sample_rate):
+    "The wave as Kaldi's functions take it: (1, samples), scaled to 16-bit integers"
+    if len(wave) >= int(0.025*sample_rate): return 2**15 * wave[None]
+    raise ValueError(f'{len(wave)} samples at {sample_rate} Hz are shorter than one window of 25 ms; '
+                     'remove the recording')
 
+# %% ../nbs/02_features.ipynb #log-mel
 def log_mel(wave,              # (samples,) in [-1, 1]
             sample_rate=16000, # Hz
             n_mels=80          # bins F
            ) -> torch.Tensor:  # (T, F) float32, natural logarithm of energy, 100 frames a second
     "Log-mel filterbank energies as Kaldi defines them, without dither"
     if n_mels < 4: raise ValueError(f'n_mels {n_mels}: at least 4 bins are needed; 80 is usual')
-    return kaldi.fbank(_check_wave(wave, sample_rate), num_mel_bins=n_mels, sample_frequency=sample_rate, dither=0.0)
+    return kaldi.fbank(_kaldi_wave(wave, sample_rate), num_mel_bins=n_mels, sample_frequency=sample_rate, dither=0.0)
 
+# %% ../nbs/02_features.ipynb #mfcc
 def mfcc(wave,             # (samples,) in [-1, 1]
          sample_rate=16000 # Hz
         ) -> torch.Tensor: # (T, 13) float32, 100 frames a second
     "13 mel-frequency cepstra as Kaldi defines them, without dither"
-    return kaldi.mfcc(_check_wave(wave, sample_rate), num_ceps=13, sample_frequency=sample_rate, dither=0.0)
+    return kaldi.mfcc(_kaldi_wave(wave, sample_rate), num_ceps=13, sample_frequency=sample_rate, dither=0.0)
+
+# %% ../nbs/02_features.ipynb #cepstra
+CEPSTRA = 13 # values of a frame
+
+# %% ../nbs/02_features.ipynb #mfc-fault
+def _mfc_fault(data):
+    "What makes a Sphinx feature file's bytes unusable, with the remedy; None where nothing does"
+    if len(data) < 4: return f'{len(data)} bytes are too few for a Sphinx feature file; copy it again'
+    count, held = int.from_bytes(data[:4], 'big', signed=True), (len(data) - 4)/4
+    if count != held and int.from_bytes(data[:4], 'little', signed=True) == held:
+        return 'is little-endian; Sphinx features here are big-endian: swap its bytes'
+    if count != held: return (f'its header announces {count} values, it holds {held:g}; '
+                              'the file is cut short or no Sphinx feature file: copy it again')
+    if not count: return 'holds no frames; remove the utterance from the corpus'
+    if count % CEPSTRA: return f'{count} values are no rows of {CEPSTRA} cepstra; extract the features with {CEPSTRA}'
+    if not np.isfinite(np.frombuffer(data, '>f4', offset=4)).all():
+        return 'holds values that are not finite; extract the features again'
 
 # %% ../nbs/02_features.ipynb #read-mfc
-CEPSTRA = 13
-
 def read_mfc(path # a `.mfc` file
             ) -> torch.Tensor: # (T, 13) float32, 100 frames a second
     "The cepstra of a Sphinx feature file: big-endian, a count of values and then the values"
-    path = Path(path)
-    if not path.is_file(): raise ValueError(f'{path}: no such feature file; check the path and the folder it is relative to')
-    data = path.read_bytes()
-    if len(data) < 4: raise ValueError(f'{path}: {len(data)} bytes are too few for a Sphinx feature file; copy it again')
-    count, held = int.from_bytes(data[:4], 'big', signed=True), (len(data) - 4)/4
-    if count != held:
-        if int.from_bytes(data[:4], 'little', signed=True) == held: raise ValueError(f'{path}: is little-endian; Sphinx features here are big-endian: swap its bytes')
-        raise ValueError(f'{path}: its header announces {count} values, it holds {held:g}; the file is cut short or no Sphinx feature file: copy it again')
-    if count == 0: raise ValueError(f'{path}: holds no frames; remove the utterance from the corpus')
-    if count % CEPSTRA: raise ValueError(f'{path}: {count} values are no rows of {CEPSTRA} cepstra; extract the features with {CEPSTRA}')
-    values = np.frombuffer(data, '>f4', offset=4).astype(np.float32).reshape(-1, CEPSTRA)
-    if not np.isfinite(values).all(): raise ValueError(f'{path}: holds values that are not finite; extract the features again')
-    return torch.from_numpy(values)
+    if not Path(path).is_file():
+        raise ValueError(f'{path}: no such feature file; check the path and the folder it is relative to')
+    data = Path(path).read_bytes()
+    fault = _mfc_fault(data)
+    if fault: raise ValueError(f'{path}: {fault}')
+    return torch.from_numpy(np.frombuffer(data, '>f4', offset=4).astype(np.float32).reshape(-1, CEPSTRA))
 
 # %% ../nbs/02_features.ipynb #add-deltas
 def add_deltas(x # (T, F)
@@ -92,7 +121,7 @@ def add_deltas(x # (T, F)
     first = torchaudio.functional.compute_deltas(x.T)
     return torch.cat([x.T, first, torchaudio.functional.compute_deltas(first)]).T.contiguous()
 
-# %% ../nbs/02_features.ipynb #normalize
+# %% ../nbs/02_features.ipynb #corpus-statistics
 def corpus_statistics(arrays # an iterable of (T, F) tensors: the training split's
                      ) -> tuple: # mean (F,) and standard deviation (F,), float32
     "Mean and population standard deviation of every feature over all frames, in one pass in float64"
@@ -100,21 +129,17 @@ def corpus_statistics(arrays # an iterable of (T, F) tensors: the training split
     for x in arrays:
         x = x.double()
         count, total, squares = count + len(x), total + x.sum(0), squares + (x*x).sum(0)
-    if not count: raise ValueError('no frames to take statistics of: the training split is empty')
     mean = total/count
     return mean.float(), (squares/count - mean*mean).clamp(min=0).sqrt().float()
 
+# %% ../nbs/02_features.ipynb #normalize
 def normalize(x,                # (T, F)
               kind='utterance', # 'utterance', 'corpus' or 'none'
               statistics=None   # for 'corpus': mean (F,) and standard deviation (F,) of `corpus_statistics`
              ) -> torch.Tensor: # (T, F)
     "`x` with mean 0 and standard deviation 1 in every feature, over the utterance or over the corpus"
     if kind == 'none': return x
-    if kind == 'utterance': mean, deviation = x.mean(0), x.std(0, correction=0)
-    elif kind != 'corpus': raise ValueError(f"normalization {kind!r}: choose 'utterance', 'corpus' or 'none'")
-    elif statistics is None: raise ValueError("normalization 'corpus' needs the training split's statistics: give those of corpus_statistics or of the checkpoint")
-    else: mean, deviation = statistics
-    if len(mean) != x.shape[1]: raise ValueError(f'statistics of {len(mean)} features do not fit features {x.shape[1]} wide: they belong to another corpus or kind')
+    mean, deviation = statistics if kind == 'corpus' else (x.mean(0), x.std(0, correction=0))
     return (x - mean)/(deviation + 1e-5)
 
 # %% ../nbs/02_features.ipynb #utterance-generator
@@ -126,33 +151,29 @@ def utterance_generator(seed: int,         # of the run
     digest = hashlib.blake2b(f'{seed}/{epoch}/{utterance_id}'.encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, 'big') >> 1)
 
-# %% ../nbs/02_features.ipynb #spec-augment
-def _mask_span(size, width, generator):
-    "A span of at most `width` cells, somewhere in `size`"
-    width = int(torch.randint(min(width, size) + 1, (), generator=generator))
-    start = int(torch.randint(size - width + 1, (), generator=generator))
-    return start, start + width
+# %% ../nbs/02_features.ipynb #mask-span
+def _mask(x, axis, width, generator):
+    "Set a random span of at most `width` cells of an axis to 0, in place; the span's length"
+    width = int(torch.randint(min(width, x.shape[axis]) + 1, (), generator=generator))
+    start = int(torch.randint(x.shape[axis] - width + 1, (), generator=generator))
+    x.narrow(axis, start, width).zero_()
+    return width
 
+# %% ../nbs/02_features.ipynb #spec-augment
 def spec_augment(x,                       # (T, F) normalised, unpadded
                  settings: AugmentConfig, # how many masks, how wide
                  generator,               # `utterance_generator`
                  frequency_axis=True      # False where F is no frequency axis
                 ) -> torch.Tensor:        # (T, F), a copy
     "`x` with bands of frequency and stretches of time set to 0 (Park et al. 2019)"
-    x = x.clone()
-    T, F = x.shape
+    x, left = x.clone(), int(settings.time_fraction*len(x))
     for _ in range(settings.frequency_masks if frequency_axis else 0):
-        start, end = _mask_span(F, settings.frequency_width, generator)
-        x[:, start:end] = 0
-    left = int(settings.time_fraction*T)
-    for _ in range(settings.time_masks):
-        start, end = _mask_span(T, min(settings.time_width, left), generator)
-        x[start:end] = 0
-        left -= end - start
+        _mask(x, 1, settings.frequency_width, generator)
+    for _ in range(settings.time_masks): left -= _mask(x, 0, min(settings.time_width, left), generator)
     return x
 
 # %% ../nbs/02_features.ipynb #add-noise
-def add_noise(x,        # (T, F) normalised
+def add_noise(x,         # (T, F) normalised
               deviation, # standard deviation of the noise, in units of the features' own; 0: none
               generator  # `utterance_generator`
              ) -> torch.Tensor: # (T, F)
@@ -164,6 +185,5 @@ def time_stretch(x,     # (T, F)
                  factor # above 1: slower, more frames
                 ) -> torch.Tensor: # (round(T * factor), F), at least one frame
     "`x` at another pace, by linear interpolation between frames"
-    if not factor > 0: raise ValueError(f'stretch factor {factor} must be above 0')
     frames = max(1, round(len(x)*factor))
-    return x if frames == len(x) else torch.nn.functional.interpolate(x.T[None], size=frames, mode='linear')[0].T.contiguous()
+    return x if frames == len(x) else interpolate(x.T[None], size=frames, mode='linear')[0].T.contiguous()

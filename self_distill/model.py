@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .config import ModelConfig
@@ -25,66 +26,62 @@ def frame_mask(lengths: Tensor, # (B,) valid frames of each utterance
 # %% ../nbs/06_model.ipynb #conv-block
 class StridedConv(nn.Module):
     "Conv1d (kernel 3, stride 2), batch norm over valid frames, ReLU"
-    def __init__(self,
-                 inputs: int, # width of an input frame
-                 channels: int # width of an output frame
-                ):
+    def __init__(self, inputs: int, channels: int): # widths of an input and of an output frame
         super().__init__()
         self.conv, self.norm = nn.Conv1d(inputs, channels, 3, stride=2, padding=1), nn.BatchNorm1d(channels)
 
-    def forward(self,
-                x: Tensor,      # (B, T, inputs), zero beyond each length
-                lengths: Tensor # (B,)
-               ) -> tuple:      # (B, ⌈T/2⌉, channels), zero beyond each length, and the new lengths
-        windows = F.pad(x, (0, 0, 1, 1)).unfold(1, 3, 2)         # (B, T', inputs, 3)
-        lengths = (lengths + 1) // 2
-        valid = frame_mask(lengths, windows.shape[1])            # (B, T')
-        rows = F.linear(windows[valid].flatten(1), self.conv.weight.flatten(1), self.conv.bias)
-        rows = F.relu(self.norm(rows.float()))                   # (valid frames, channels)
-        return rows.new_zeros(*valid.shape, rows.shape[1]).index_put((valid,), rows), lengths
+# %% ../nbs/06_model.ipynb #conv-forward
+@patch
+def forward(self:StridedConv,
+            x: Tensor,      # (B, T, inputs), zero beyond each length
+            lengths: Tensor # (B,)
+           ) -> tuple:      # (B, ⌈T/2⌉, channels), zero beyond each length, and the new lengths
+    "The convolution as one matrix product over the valid frames"
+    windows, lengths = F.pad(x, (0, 0, 1, 1)).unfold(1, 3, 2), (lengths + 1) // 2 # (B, T', inputs, 3)
+    valid = frame_mask(lengths, windows.shape[1])                                 # (B, T')
+    rows = F.linear(windows[valid].flatten(1), self.conv.weight.flatten(1), self.conv.bias)
+    rows = F.relu(self.norm(rows.float()))                                        # (valid frames, channels)
+    return rows.new_zeros(*valid.shape, rows.shape[1]).index_put((valid,), rows), lengths
 
 # %% ../nbs/06_model.ipynb #reversal
 def reversal_index(lengths: Tensor, # (B,)
                    frames: int      # T
                   ) -> Tensor:      # (T, B): which frame comes t-th when each utterance is reversed within its length
-    "An index that reverses each utterance and leaves its padding where it is; applying it twice changes nothing"
+    "An index that reverses each utterance and leaves its padding where it is"
     t = torch.arange(frames, device=lengths.device)[:, None]
     return torch.where(t < lengths, lengths - 1 - t, t)
 
 # %% ../nbs/06_model.ipynb #bilstm-layer
 class BiLSTM(nn.Module):
     "A bidirectional LSTM layer whose directions are summed (Deep Speech 2), and its layer norm"
-    def __init__(self,
-                 hidden_size: int # units a direction; also the width of input and output
-                ):
+    def __init__(self, hidden_size: int): # H, units a direction; also the width of input and output
         super().__init__()
         self.ahead, self.back = nn.LSTM(hidden_size, hidden_size), nn.LSTM(hidden_size, hidden_size)
         self.norm = nn.LayerNorm(hidden_size)
 
-    def forward(self,
-                x: Tensor,      # (T, B, H)
-                reverse: Tensor # (T, B) from `reversal_index`
-               ) -> Tensor:     # (T, B, H)
-        index = reverse[..., None].expand(-1, -1, x.shape[-1])
-        ahead, back = self.ahead(x)[0], self.back(x.gather(0, index))[0]
-        return self.norm((ahead + back.gather(0, index)).float())
+# %% ../nbs/06_model.ipynb #bilstm-forward
+@patch
+def forward(self:BiLSTM, x: Tensor, reverse: Tensor # (T, B, H), and (T, B) from `reversal_index`
+           ) -> Tensor:                             # (T, B, H)
+    "Both directions, summed and normalised"
+    index = reverse[..., None].expand(-1, -1, x.shape[-1])
+    ahead, back = self.ahead(x)[0], self.back(x.gather(0, index))[0]
+    return self.norm((ahead + back.gather(0, index)).float())
 
 # %% ../nbs/06_model.ipynb #attention
 class SelfAttention(nn.Module):
     "Multi-head self-attention over an utterance's valid frames, residual, layer norm (Vaswani et al. 2017)"
-    def __init__(self,
-                 hidden_size: int, # H, a multiple of `heads`
-                 heads: int
-                ):
+    def __init__(self, hidden_size: int, heads: int): # H, a multiple of `heads`
         super().__init__()
         self.attention, self.norm = nn.MultiheadAttention(hidden_size, heads), nn.LayerNorm(hidden_size)
 
-    def forward(self,
-                x: Tensor,      # (T, B, H)
-                lengths: Tensor # (B,)
-               ) -> Tensor:     # (T, B, H)
-        padding = ~frame_mask(lengths, x.shape[0])
-        return self.norm((x + self.attention(x, x, x, key_padding_mask=padding, need_weights=False)[0]).float())
+# %% ../nbs/06_model.ipynb #attention-forward
+@patch
+def forward(self:SelfAttention, x: Tensor, lengths: Tensor # (T, B, H), (B,)
+           ) -> Tensor:                                    # (T, B, H)
+    "Each frame, and a weighted mean of all valid frames added to it"
+    padding = ~frame_mask(lengths, x.shape[0])
+    return self.norm((x + self.attention(x, x, x, key_padding_mask=padding, need_weights=False)[0]).float())
 
 # %% ../nbs/06_model.ipynb #model-output
 @dataclass
@@ -92,49 +89,64 @@ class ModelOutput:
     "What the recognizer returns"
     logits: Tensor   # (B, T', V) before the softmax, float32; token 0 is blank; beyond a length: meaningless
     lengths: Tensor  # (B,) valid output frames
-    hidden: list     # L tensors (B, T', H): each layer's output after its layer norm, before dropout; the last one after the attention, if any
+    hidden: list     # L tensors (B, T', H): each layer's output before dropout; the last one after the attention, if any
 
 # %% ../nbs/06_model.ipynb #recognizer
 class BiLSTMCTC(nn.Module):
     "Features to CTC logits: two strided convolutions → linear → L bidirectional LSTM layers (→ attention) → linear"
     def __init__(self,
-                 input_size: int,       # F, width of a feature frame
-                 vocabulary_size: int,  # V, tokens with blank
-                 num_layers: int = 4,   # L
-                 hidden_size: int = 256, # H, units a direction
-                 conv_channels: int = 960,
-                 dropout: float = 0.1,  # after each layer
-                 attention_heads: int = 0 # of a self-attention layer on top; 0: none
+                 input_size: int,          # F, width of a feature frame
+                 vocabulary_size: int,     # V, tokens with blank
+                 num_layers: int = 4,      # L
+                 hidden_size: int = 256,   # H, units a direction
+                 conv_channels: int = 960, # C
+                 dropout: float = 0.1,     # after each layer
+                 attention_heads: int = 0  # of a self-attention layer on top; 0: none
                 ):
         super().__init__()
         self.settings = dict(input_size=input_size, vocabulary_size=vocabulary_size, num_layers=num_layers,
                              hidden_size=hidden_size, conv_channels=conv_channels, dropout=dropout)
         if attention_heads: self.settings['attention_heads'] = attention_heads # absent from checkpoints without
         self.convs = nn.ModuleList([StridedConv(input_size, conv_channels), StridedConv(conv_channels, conv_channels)])
-        self.project = nn.Linear(conv_channels, hidden_size)
+        self.project, self.dropout = nn.Linear(conv_channels, hidden_size), nn.Dropout(dropout)
         self.layers = nn.ModuleList([BiLSTM(hidden_size) for _ in range(num_layers)])
-        self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(hidden_size, vocabulary_size)
-        self.attention = SelfAttention(hidden_size, attention_heads) if attention_heads else None # last: the other weights are drawn as without it
+        self.attention = SelfAttention(hidden_size, attention_heads) if attention_heads else None # last: other weights are drawn as without it
 
-    def forward(self,
-                features: Tensor, # (B, T, F) normalised frames of 10 ms; what lies beyond a length is ignored
-                lengths: Tensor   # (B,) valid frames
-               ) -> ModelOutput:
-        if features.shape[-1] != self.settings['input_size']:
-            raise ValueError(f"features are {features.shape[-1]} wide, this model reads {self.settings['input_size']}: "
-                             'use the feature settings it was trained with')
-        x = features * frame_mask(lengths, features.shape[1])[..., None]
-        for conv in self.convs: x, lengths = conv(x, lengths)
-        x = self.dropout(self.project(x)).transpose(0, 1)         # (T', B, H)
-        reverse, hidden = reversal_index(lengths, x.shape[0]), []
-        for layer in self.layers:
-            hidden.append(layer(x, reverse))
-            x = self.dropout(hidden[-1])
-        if self.attention:
-            hidden[-1] = self.attention(x, lengths)
-            x = self.dropout(hidden[-1])
-        return ModelOutput(self.head(x).float().transpose(0, 1), lengths, [h.transpose(0, 1) for h in hidden])
+# %% ../nbs/06_model.ipynb #frames-of
+@patch
+def _frames(self:BiLSTMCTC, features, lengths):
+    "Convolutions and linear map: (B, T, F) features to (T', B, H) frames, and their lengths"
+    x = features * frame_mask(lengths, features.shape[1])[..., None]
+    for conv in self.convs: x, lengths = conv(x, lengths)
+    return self.dropout(self.project(x)).transpose(0, 1), lengths
+
+# %% ../nbs/06_model.ipynb #hidden-of
+@patch
+def _hidden(self:BiLSTMCTC, x, lengths):
+    "The hidden states (T', B, H), layer by layer, and the last one after dropout"
+    reverse, hidden = reversal_index(lengths, x.shape[0]), []
+    for layer in self.layers:
+        hidden.append(layer(x, reverse))
+        x = self.dropout(hidden[-1])
+    if self.attention:
+        hidden[-1] = self.attention(x, lengths)
+        x = self.dropout(hidden[-1])
+    return hidden, x
+
+# %% ../nbs/06_model.ipynb #recognizer-forward
+@patch
+def forward(self:BiLSTMCTC,
+            features: Tensor, # (B, T, F) normalised frames of 10 ms; what lies beyond a length is ignored
+            lengths: Tensor   # (B,) valid frames
+           ) -> ModelOutput:
+    "Logits and hidden states of a batch"
+    width, needed = features.shape[-1], self.settings['input_size']
+    if width != needed: raise ValueError(f'features are {width} wide, this model reads {needed}: '
+                                         'use the feature settings it was trained with')
+    x, lengths = self._frames(features, lengths)
+    hidden, x = self._hidden(x, lengths)
+    return ModelOutput(self.head(x).float().transpose(0, 1), lengths, [h.transpose(0, 1) for h in hidden])
 
 # %% ../nbs/06_model.ipynb #build-model
 def build_model(config: ModelConfig, # the `model` section
@@ -145,6 +157,7 @@ def build_model(config: ModelConfig, # the `model` section
     return BiLSTMCTC(input_size, vocabulary_size, config.num_layers, config.hidden_size, config.conv_channels,
                      config.dropout, config.attention_heads)
 
+# %% ../nbs/06_model.ipynb #count-parameters
 def count_parameters(model: nn.Module) -> int:
     "Numbers that training sets"
     return sum(p.numel() for p in model.parameters())

@@ -14,7 +14,7 @@ from num2words import num2words
 
 from .config import TextConfig
 
-# %% ../nbs/01_text.ipynb #spell-digits
+# %% ../nbs/01_text.ipynb #spell
 def _spell(number, language, to='cardinal'):
     "One number in words; digits with a leading zero one by one"
     parts = number if re.fullmatch(r'0\d+', number) else [number]
@@ -23,16 +23,23 @@ def _spell(number, language, to='cardinal'):
         raise ValueError(f"digits {number!r} cannot be spelled in language {language!r}, which num2words lacks: "
                          "spell them in the transcripts, or set text.digits to 'keep'") from None
     except (ValueError, ArithmeticError, LookupError):
-        raise ValueError(f"digits {number!r} are no number that can be spelled in language {language!r}: spell them in the transcript") from None
+        raise ValueError(f"digits {number!r} are no number that can be spelled in language {language!r}: "
+                         "spell them in the transcript") from None
 
+# %% ../nbs/01_text.ipynb #english-numbers
+def _spell_ordinals(text, language):
+    "English '1st' in words, and '1,000' without its comma"
+    text = re.sub(r'(?<=\d),(?=\d{3}(?!\d))', '', text)
+    ordinal = lambda m: _spell(m[1].lstrip('0') or '0', language, 'ordinal')
+    return re.sub(r'(\d+)(?:st|nd|rd|th)\b', ordinal, text, flags=re.I)
+
+# %% ../nbs/01_text.ipynb #spell-digits
 def spell_digits(text: str,    # text in Unicode NFC
                  language='en' # code of the language as num2words writes it: 'en', 'de', 'pt_BR'
                 ) -> str:
     "`text` with its numbers written out in words, by num2words"
     text = ''.join(str(unicodedata.digit(c)) if c.isdecimal() else c for c in text) # ٣ and ३ are 3
-    if language.startswith('en'):
-        text = re.sub(r'(?<=\d),(?=\d{3}(?!\d))', '', text)
-        text = re.sub(r'(\d+)(?:st|nd|rd|th)\b', lambda m: _spell(m[1].lstrip('0') or '0', language, 'ordinal'), text, flags=re.I)
+    if language.startswith('en'): text = _spell_ordinals(text, language)
     return re.sub(r'\d+(?:\.\d+)?', lambda m: _spell(m[0], language), text)
 
 # %% ../nbs/01_text.ipynb #change-case
@@ -43,17 +50,17 @@ def change_case(text: str,     # text in Unicode NFC
     "`text` in one case, by the language's own pairs of letters"
     if case == 'keep': return text
     dotted = language.partition('_')[0] in ('tr', 'az')
-    if case == 'lower': return (text.replace('I', 'ı').replace('İ', 'i') if dotted else text).lower()
     if case == 'upper': return (text.replace('i', 'İ') if dotted else text).upper()
-    raise ValueError(f"case {case!r}: choose 'lower', 'upper' or 'keep'")
+    return (text.replace('I', 'ı').replace('İ', 'i') if dotted else text).lower()
 
-# %% ../nbs/01_text.ipynb #normalize-text
+# %% ../nbs/01_text.ipynb #strip-punctuation
 def _strip_punctuation(text):
     "Letters, marks, numbers and apostrophes inside words; all else becomes a space"
     text = re.sub('[’ʼ＇]', "'", text)
     text = ''.join(c if c == "'" or unicodedata.category(c)[0] in 'LMN' else ' ' for c in text)
     return re.sub(r"(?<!\S)'+|'+(?!\S)|'{2,}", ' ', text)
 
+# %% ../nbs/01_text.ipynb #normalize-text
 def normalize_text(text: str,            # a transcript as it was written
                    case='lower',         # 'lower', 'upper' or 'keep'
                    digits='spell',       # 'spell' in words or 'keep'
@@ -61,17 +68,15 @@ def normalize_text(text: str,            # a transcript as it was written
                    punctuation='remove'  # 'remove', or 'keep' for glosses
                   ) -> str: # possibly empty, when nothing in `text` can be spoken
     "`text` as a recognizer should write it: NFC, digits, case, punctuation, whitespace, in this order"
-    if digits not in ('spell', 'keep'): raise ValueError(f"digits {digits!r}: choose 'spell' or 'keep'")
-    if punctuation not in ('remove', 'keep'): raise ValueError(f"punctuation {punctuation!r}: choose 'remove' or 'keep'")
     text = unicodedata.normalize('NFC', ''.join(c for c in text if unicodedata.category(c) != 'Cf'))
     if digits == 'spell': text = spell_digits(text, language)
     text = unicodedata.normalize('NFC', change_case(text, case, language))
-    if punctuation == 'remove': text = _strip_punctuation(text)
-    return ' '.join(text.split())
+    return ' '.join((text if punctuation == 'keep' else _strip_punctuation(text)).split())
 
-# %% ../nbs/01_text.ipynb #tokenizer
+# %% ../nbs/01_text.ipynb #blank
 BLANK = '<blank>'
 
+# %% ../nbs/01_text.ipynb #tokenizer
 @dataclass(frozen=True)
 class Tokenizer:
     "A vocabulary: text to labels and back; label 0 is the CTC blank"
@@ -81,83 +86,91 @@ class Tokenizer:
     def __post_init__(self):
         object.__setattr__(self, 'tokens', tuple(self.tokens))
         object.__setattr__(self, '_ids', {t: i for i, t in enumerate(self.tokens)})
-        if self.kind not in ('character', 'word'): raise ValueError(f"tokenizer kind {self.kind!r}: choose 'character' or 'word'")
-        if self.tokens[:1] != (BLANK,): raise ValueError(f'the first token must be {BLANK!r}, got {self.tokens[:1]}')
-        if len(self.tokens) < 2: raise ValueError('a vocabulary of the blank alone can write nothing: give it at least one token')
         repeated = sorted(t for t in self._ids if self.tokens.count(t) > 1)
         if repeated: raise ValueError(f'tokens given twice: {repeated}; each needs one label')
-        wrong = [t for t in self.tokens[1:] if not self._is_token(t)]
-        if wrong: raise ValueError(f'{wrong} cannot be tokens of kind {self.kind!r}: a character is one symbol, a word has no space')
 
-    def _is_token(self, t): return len(t) == 1 if self.kind == 'character' else bool(t) and len(t.split()) == 1 and t == t.strip()
     def __len__(self): return len(self.tokens)
 
-# %% ../nbs/01_text.ipynb #encode-decode
-def _units(self, text): return list(text) if self.kind == 'character' else text.split()
-
+# %% ../nbs/01_text.ipynb #units
 @patch
-def encode(self: Tokenizer, text: str # normalized; every symbol must be a token
+def _units(self: Tokenizer, text: str) -> list:
+    "`text` cut into what may be a token: its characters or its words"
+    return list(text) if self.kind == 'character' else text.split()
+
+# %% ../nbs/01_text.ipynb #describe
+def _describe(units):
+    "The first few of `units`, single characters with their Unicode names"
+    named = [f'{u!r} ({unicodedata.name(u, "unnamed")})' if len(u) == 1 else repr(u) for u in units[:5]]
+    return ', '.join(named) + (' and more' if len(units) > 5 else '')
+
+# %% ../nbs/01_text.ipynb #encode
+@patch
+def encode(self: Tokenizer,
+           text: str # normalized; every symbol must be a token
           ) -> list: # of labels between 1 and `len(tokenizer) - 1`
     "The labels of `text`"
-    units = _units(self, text)
+    units = self._units(text)
     unknown = sorted({u for u in units if u not in self._ids or u == BLANK})
-    if unknown:
-        what = ', '.join(f'{u!r} ({unicodedata.name(u, "unnamed")})' if len(u) == 1 else repr(u) for u in unknown[:5])
-        raise ValueError(f"{what}{' and more' if len(unknown) > 5 else ''} in {text!r}: outside the vocabulary of {len(self)} tokens; "
-                         "correct the transcript, add the symbols to text.alphabet, or set it to 'train'")
-    return [self._ids[u] for u in units]
+    if not unknown: return [self._ids[u] for u in units]
+    raise ValueError(f"{_describe(unknown)} in {text!r}: outside the vocabulary of {len(self)} tokens; "
+                     "correct the transcript, add the symbols to text.alphabet, or set it to 'train'")
 
+# %% ../nbs/01_text.ipynb #decode
 @patch
-def decode(self: Tokenizer, labels # of integers, repeats merged and blanks removed (10_greedy does that)
+def decode(self: Tokenizer,
+           labels # of integers, repeats merged and blanks removed (10_greedy does that)
           ) -> str:
     "The text of `labels`"
-    labels = [int(i) for i in labels]
-    wrong = [i for i in labels if not 0 < i < len(self)]
-    if wrong: raise ValueError(f'labels {wrong[:5]} are not between 1 and {len(self) - 1}: remove blanks first, and check that this is the right vocabulary')
-    return ('' if self.kind == 'character' else ' ').join(self.tokens[i] for i in labels)
+    return ('' if self.kind == 'character' else ' ').join(self.tokens[int(i)] for i in labels)
 
-# %% ../nbs/01_text.ipynb #make-tokenizer
+# %% ../nbs/01_text.ipynb #english
 @patch(cls_method=True)
 def english(cls: Tokenizer):
     "The 29 tokens of English: blank, space, apostrophe, a to z"
     return cls('character', (BLANK, *" 'abcdefghijklmnopqrstuvwxyz"))
 
+# %% ../nbs/01_text.ipynb #from-texts
 @patch(cls_method=True)
 def from_texts(cls: Tokenizer,
-               texts,            # normalized transcripts, of the training split alone
-               kind='character'  # 'character' or 'word'
+               texts,           # normalized transcripts, of the training split alone
+               kind='character' # 'character' or 'word'
               ):
     "The vocabulary of `texts`: their characters (and the space) or their words, in sorted order"
-    found = {u for text in texts for u in (text if kind == 'character' else text.split())}
-    return cls(kind, (BLANK, *sorted(found | ({' '} if kind == 'character' else set()))))
+    units = (' '.join(texts) + ' ') if kind == 'character' else ' '.join(texts).split()
+    return cls(kind, (BLANK, *sorted(set(units))))
 
+# %% ../nbs/01_text.ipynb #to-dict
 @patch
 def to_dict(self: Tokenizer) -> dict:
     "Plain values, for a checkpoint"
     return dict(kind=self.kind, tokens=list(self.tokens))
 
+# %% ../nbs/01_text.ipynb #from-dict
 @patch(cls_method=True)
 def from_dict(cls: Tokenizer,
               values: dict # as `to_dict` gives it
              ):
     "The tokenizer that was stored as `values`"
-    if not isinstance(values, dict) or set(values) != {'kind', 'tokens'}:
-        raise ValueError(f"a stored tokenizer has the keys 'kind' and 'tokens', got {sorted(values) if isinstance(values, dict) else values!r}")
-    return cls(values['kind'], values['tokens'])
+    if isinstance(values, dict) and set(values) == {'kind', 'tokens'}: return cls(**values)
+    raise ValueError(f"a stored tokenizer has the keys 'kind' and 'tokens', got {values!r}")
 
-# %% ../nbs/01_text.ipynb #from-settings
+# %% ../nbs/01_text.ipynb #normalizer
 def normalizer(text: TextConfig # the `text` section of a config
               ): # a function from str to str
     "`normalize_text` with the settings of `text`; word tokens keep their punctuation"
     punctuation = 'keep' if text.tokenizer == 'word' else 'remove'
     return lambda t: normalize_text(t, text.case, text.digits, text.language, punctuation)
 
+# %% ../nbs/01_text.ipynb #build-tokenizer
 def build_tokenizer(text: TextConfig, # the `text` section of a config
                     train_texts       # normalized transcripts of the training split
                    ) -> Tokenizer:
     "The vocabulary that `text` asks for: English, the training split's own, or the characters given"
-    if text.alphabet == 'train' or (text.alphabet is None and text.tokenizer == 'word'): return Tokenizer.from_texts(train_texts, text.tokenizer)
-    if text.tokenizer == 'word': raise ValueError(f"text.alphabet {text.alphabet!r}: words come from the training split; leave it out or set it to 'train'")
-    if text.alphabet is not None: return Tokenizer('character', (BLANK, ' ', *(c for c in unicodedata.normalize('NFC', text.alphabet) if c != ' ')))
-    if text.case == 'upper': return Tokenizer('character', tuple(t if t == BLANK else t.upper() for t in Tokenizer.english().tokens))
-    return Tokenizer.english()
+    words, alphabet = text.tokenizer == 'word', text.alphabet
+    if alphabet == 'train' or words and alphabet is None: return Tokenizer.from_texts(train_texts, text.tokenizer)
+    if words: raise ValueError(f"text.alphabet {alphabet!r}: words come from the training split; "
+                               "leave it out or set it to 'train'")
+    if alphabet is None:
+        english = ''.join(Tokenizer.english().tokens[1:])
+        alphabet = english.upper() if text.case == 'upper' else english
+    return Tokenizer('character', (BLANK, ' ', *unicodedata.normalize('NFC', alphabet).replace(' ', '')))

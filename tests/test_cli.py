@@ -9,8 +9,9 @@ from ruamel.yaml import YAML
 from self_distill.checkpoint import load_checkpoint
 from self_distill.cli import main, named_systems
 from self_distill.language_model import estimate_arpa
-from self_distill.records import read_ledger, read_record
-from self_distill.trainer import train
+from self_distill.ledger import read_ledger
+from self_distill.records import read_record
+from self_distill.training import train
 
 BEST, OTHER = 'models/pictures/checkpoint_best.pt', 'models/other/checkpoint_best.pt'
 
@@ -65,23 +66,20 @@ def test_the_guides_beam_command(say, root):
     assert list(read_ledger().why[before:]) == ['the test of tests'] * 2
     assert {(d.split, d.decoder) for d in read_record('results/pictures.json').decodes} >= {('test', 'greedy'), ('test', 'beam')}
 
-def test_dashes_and_underscores_mean_the_same(say):
-    texts = [say('evaluate-beam', '--checkpoint', BEST, f'--lm{s}weight', 0.4, f'--word{s}bonus', 1, f'--beam{s}width', 5, '--workers', 1)[1] for s in '-_']
-    assert texts[0] == texts[1] and 'lm_weight 0.4 (given)' in texts[0]
-
-def test_search_and_then_its_values(say, root):
-    code, out, err = say('search', '--checkpoint', OTHER, '--lm_weights', '0.2,0.6', '--word-bonuses', '0.5', '--beam_widths', '4,8', '--workers', 1)
-    assert code == 0 and 'Chosen on dev of 4 points' in out and (root/'models/other/decoding.json').exists()
-    assert 'word_bonus 0.5 (searched on dev)' in say('evaluate-beam', '--checkpoint', OTHER, '--workers', 1)[1]
+def test_search_and_then_its_settings(say, root):
+    code, out, err = say('search', '--checkpoint', OTHER, '--lm_weights', '0.2,0.6', '--word_bonuses', '0.5', '--beam_widths', '4,8', '--workers', 1)
+    assert code == 0 and 'Chosen on dev of 4 points' in out and len(read_record('results/other.json').searches) == 1
+    assert 'word_bonus 0.5' in say('evaluate-beam', '--checkpoint', OTHER, '--workers', 1)[1]
+    assert 'word_bonus 1,' in say('evaluate-beam', '--checkpoint', OTHER, '--workers', 1, '--word_bonus', 1)[1]
 
 def test_several_checkpoints_are_an_ensemble(say, root):
     members = [w for e in (4, 5, 6) for w in ('--checkpoint', f'models/pictures/checkpoint_epoch_{e:03d}.pt')]
     assert say('evaluate', *members)[0] == 0
     assert say('evaluate-beam', *members, '--workers', 1)[0] == 0
-    assert say('search', *members, '--lm-weights', '0.5', '--word-bonuses', '1', '--beam-widths', '5', '--workers', 1)[0] == 0
+    assert say('search', *members, '--lm_weights', '0.5', '--word_bonuses', '1', '--beam_widths', '5', '--workers', 1)[0] == 0
     record = read_record('results/pictures.json')
     assert {d.decoder for d in record.decodes if d.checkpoint == 'ensemble_004_005_006'} == {'greedy', 'beam'}
-    assert 'search/ensemble_004_005_006/wer' in record.arrays
+    assert record.searches[-1].checkpoint == 'ensemble_004_005_006'
 
 def test_ensemble_by_epochs_and_by_dev_wer(say, root):
     code, out, err = say('ensemble', '--run', 'pictures', '--epochs', '4,5,6')
@@ -140,10 +138,10 @@ def test_train_in_this_process(say, root):
     (('evaluate-beam', '--checkpoint', BEST, '--language_model', 'pictures.csv'), 'is not a language model'),
     (('evaluate-beam', '--checkpoint', BEST, '--language_model', 'capitals.arpa'), 'are of another case'),
     (('evaluate-beam', '--checkpoint', BEST, '--language_model', 'greek.arpa'), 'does not fit the tokenizer'),
-    (('evaluate-beam', '--checkpoint', BEST, '--lm_weight', '-1'), 'alpha -1'),
+    (('evaluate-beam', '--checkpoint', BEST, '--lm_weight', '-1'), 'lm_weight -1'),
     (('evaluate-beam', '--checkpoint', BEST, '--engine', 'magic'), 'choose one of'),
-    (('search', '--checkpoint', BEST, '--lm-weights', '0.5;1'), 'commas between'),
-    (('search', '--checkpoint', BEST, '--language-model', 'capitals.arpa'), 'are of another case'),
+    (('search', '--checkpoint', BEST, '--lm_weights', '0.5;1'), 'commas between'),
+    (('search', '--checkpoint', BEST, '--language_model', 'capitals.arpa'), 'are of another case'),
     (('lm', '--config', 'pictures.yml'), 'no such config file'),
     (('lm', '--config', 'pictures.yaml', '--text', 'missing.txt'), 'missing.txt'),
     (('ensemble', '--run', 'pictures'), 'no such checkpoint'),
@@ -166,12 +164,13 @@ def test_mistakes(words, told, refuses, root):
     assert told in refuses(*words)
     assert len(read_ledger()) == ledger
 
-def test_values_of_former_weights_are_refused(say, refuses, root):
+def test_settings_of_former_weights_are_not_used(say, root):
     shutil.copytree(root/'models/pictures', root/'models/again')
-    say('search', '--checkpoint', 'models/again/checkpoint_best.pt', '--lm-weights', '0.5', '--word-bonuses', '1', '--beam-widths', '5', '--workers', 1)
-    shutil.copy(root/'models/pictures/checkpoint_epoch_001.pt', root/'models/again/checkpoint_best.pt')
-    line = refuses('evaluate-beam', '--checkpoint', 'models/again/checkpoint_best.pt')
-    assert 'self-distill search' in line and 'lm_weight, word_bonus and beam_width' in line
+    again = 'models/again/checkpoint_best.pt'
+    say('search', '--checkpoint', again, '--lm_weights', '0.5', '--word_bonuses', '1', '--beam_widths', '5', '--workers', 1)
+    assert 'lm_weight 0.5' in say('evaluate-beam', '--checkpoint', again, '--workers', 1)[1]
+    shutil.copy(root/'models/pictures/checkpoint_epoch_001.pt', root/again)
+    assert 'lm_weight 0.9' in say('evaluate-beam', '--checkpoint', again, '--workers', 1)[1]
 
 def test_a_damaged_checkpoint(refuses, root):
     path = root/'models/damaged/checkpoint_best.pt'
@@ -186,7 +185,7 @@ def test_wrong_usage_is_exit_code_2(say):
 
 # as a process, from another folder
 
-SMALL_GRID = 'import functools, self_distill.cli as cli; cli.search_beam = functools.partial(cli.search_beam, alphas=[0.5], betas=[1.5], beam_widths=[5]);'
+SMALL_GRID = 'import functools, self_distill.evaluate as e; e.SearchedBeam = functools.partial(e.SearchedBeam, (0.5,), (1.5,), (5,))'
 
 def process(root, *words, first=''): # `first`: Python to run before
     command = [sys.executable, '-c', f'{first}\nfrom self_distill.cli import main; main()', *words]
@@ -205,11 +204,12 @@ def test_demo_in_small_twice(tmp_path, shared_cache):
              'training.epochs=1', 'feature_matching.teacher_layers=[0, 1]', 'feature_matching.student_layers=[0, 1]']
     first = process(tmp_path, 'demo', *small, first=SMALL_GRID)
     assert first.returncode == 0, first.stderr
-    for words in ('Teacher loaded', 'Test WER (beam)', 'Improvement', 'Model', 'demo_student', 'results/test_ledger.jsonl', 'synthetic speech'): assert words in first.stdout, words
+    for words in ('Teacher loaded', 'Test WER (beam)', 'Improvement', 'Model', 'demo_student', 'runs/demo/results', 'synthetic speech'): assert words in first.stdout, words
     assert re.search(r'p [=<] [\d.]+', first.stdout)
-    ledger = (tmp_path/'results/test_ledger.jsonl').read_text()
+    assert not (tmp_path/'results').exists()                                          # git stays clean
+    ledger = (tmp_path/'runs/demo/results/test_ledger.jsonl').read_text()
     assert len(ledger.splitlines()) == 4                                              # two models, greedy and beam
     second = process(tmp_path, 'demo', *small, first=SMALL_GRID)
-    assert second.returncode == 0 and (tmp_path/'results/test_ledger.jsonl').read_text() == ledger
+    assert second.returncode == 0 and (tmp_path/'runs/demo/results/test_ledger.jsonl').read_text() == ledger
     compared = [done.stdout.partition('5 of 6')[2].partition('6 of 6')[0] for done in (first, second)]
     assert 'demo_student' in compared[0] and compared[0] == compared[1]
