@@ -94,7 +94,7 @@ def _is_intact(path):
     "Whether the file is a zip archive whose checksums hold"
     try:
         with zipfile.ZipFile(path) as archive: return archive.testzip() is None
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError, RuntimeError): return False
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError): return False
 
 # %% ../nbs/11_checkpoint.ipynb #read
 def _read(path, device):
@@ -118,7 +118,8 @@ def _checked(payload, path):
         raise CheckpointError(f'{path}: checkpoint format {payload["format"]}, this version reads {FORMAT}; '
                               'use the version of self_distill that wrote it')
     try: intact = content_hash(payload) == payload['sha256']
-    except (RuntimeError, TypeError) as e: raise CheckpointError(f'{path}: not a checkpoint of this project: {e}') from e
+    except (RuntimeError, TypeError) as e:
+        raise CheckpointError(f'{path}: not a checkpoint of this project: {e}') from e
     if not intact: raise CheckpointError(f'{path}: its content does not match its hash: it was damaged or changed '
                                          'after it was written; take an earlier one, or train again')
     return payload
@@ -132,8 +133,8 @@ def load_checkpoint(path,         # file; a relative path starts at the root
     if path.is_dir(): raise CheckpointError(f'{path}: is a folder; name a file in it, such as checkpoint_best.pt')
     if not path.is_file():
         there = ', '.join(sorted(p.name for p in path.parent.glob('*.pt')))
-        remedy = f'its folder holds {there}' if there else 'train the run that makes it first (self-distill train --config …)'
-        raise CheckpointError(f'{path}: no such checkpoint; {remedy}')
+        first = 'train the run that makes it first (self-distill train --config …)'
+        raise CheckpointError(f'{path}: no such checkpoint; ' + (f'its folder holds {there}' if there else first))
     return _checked(_read(path, device), path)
 
 # %% ../nbs/11_checkpoint.ipynb #loaded-model
@@ -151,7 +152,8 @@ class LoadedModel:
 def _assembled(payload, path, device):
     "The parts of a checkpoint, put together"
     tokenizer, outputs = Tokenizer.from_dict(payload['tokenizer']), payload['model_settings']['vocabulary_size']
-    if outputs != len(tokenizer): raise ValueError(f'the model has {outputs} outputs, the tokenizer {len(tokenizer)} tokens')
+    tokens = len(tokenizer)
+    if outputs != tokens: raise ValueError(f'the model has {outputs} outputs, the tokenizer {tokens} tokens')
     config = build_config(payload['config'], f'{path} (config)')
     model = BiLSTMCTC(**payload['model_settings'])
     model.load_state_dict(payload['model'])

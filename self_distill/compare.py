@@ -122,8 +122,9 @@ def noise_of(groups: list, # lists of System, each with the same folds and numbe
              settings: dict = None # that the decodings must have
             ) -> RunNoise: # None without groups
     "What training again adds to the difference of two runs, from all pairs of systems within each group"
-    tables = [[pooled_counts(s, split, decoder, settings) for s in group] for group in groups if len(group) > 1]
-    return run_noise(tables) if tables else None
+    groups = [group for group in groups if len(group) > 1]
+    tables = [[pooled_counts(s, split, decoder, settings) for s in group] for group in groups]
+    return run_noise(tables, [[recipe(s.records[0]) for s in group] for group in groups]) if groups else None
 
 # %% ../nbs/24_compare.ipynb #compare-rates
 MIN_RUNS = 3  # a row with fewer runs has no interval: it would not hold what another seed would give
@@ -332,7 +333,7 @@ def pooled_test(sets: list, # of (baselines, system): Systems whose mean counts,
     tables = [_set_tables(baselines, system, split, decoder) for baselines, system in sets]
     rows = [_averaged(row) for row in zip(*tables)]
     baseline = _averaged([table for _, *baselines in tables for table in baselines])
-    return paired_bootstrap(baseline, rows[0], run_noise([rows]))
+    return paired_bootstrap(baseline, rows[0], run_noise([rows], [['system'] + ['baseline'] * (len(rows) - 1)]))
 
 # %% ../nbs/24_compare.ipynb #compare-by-speaker
 def by_speaker(systems: list, # of System; the first is compared with the last

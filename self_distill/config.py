@@ -60,7 +60,7 @@ def atomic_write(path, # file to replace; its folder is made
                 ): # an open file
     "A file that takes the place of `path` when the block ends, and leaves nothing behind when it fails"
     path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    temporary = path.with_name(f'.{path.name}.{os.urandom(4).hex()}.tmp')
     text = {} if 'b' in mode else dict(encoding='utf-8', newline='\n')
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -8,38 +8,31 @@ __all__ = ['BLANK_ID', 'collapse', 'greedy_ids', 'greedy_decode']
 # %% ../nbs/10_greedy.ipynb #decode-imports
 import torch
 
-# %% ../nbs/10_greedy.ipynb #decode-collapse
-BLANK_ID = 0  # the blank's index in every vocabulary of this project
+from .text import Tokenizer
 
-def collapse(
-    path: torch.Tensor,  # (T',) integers, one token id per output frame
-) -> list:  # token ids without repeats and blanks
-    "The labelling B(path): repeats merged, then blanks removed (Graves et al. 2006)."
+# %% ../nbs/10_greedy.ipynb #decode-collapse
+BLANK_ID = 0 # the blank's index in every vocabulary of this project
+
+def collapse(path: torch.Tensor # (T',) integers, one token id per output frame
+            ) -> list:          # of token ids, without repeats and blanks
+    "The labelling B(path): repeats merged, then blanks removed (Graves et al. 2006)"
     merged = torch.unique_consecutive(path)
     return merged[merged != BLANK_ID].tolist()
 
 # %% ../nbs/10_greedy.ipynb #decode-greedy-ids
-def greedy_ids(
-    logits: torch.Tensor,  # (B, T', V) scores, blank at index 0
-    lengths: torch.Tensor,  # (B,) valid output frames of each row, 0 to T'
-) -> list:  # of B lists of token ids
-    "Best path of each utterance, collapsed; frames beyond its length are not read."
-    if logits.ndim != 3: raise ValueError(f'logits have shape {tuple(logits.shape)}; (batch, frames, tokens) is needed')
-    lengths = torch.as_tensor(lengths).tolist()
-    if len(lengths) != len(logits):
-        raise ValueError(f'{len(lengths)} lengths for {len(logits)} rows of logits: give one per utterance')
-    if any(not 0 <= n <= logits.shape[1] for n in lengths):
-        raise ValueError(f'lengths from {min(lengths)} to {max(lengths)} do not fit logits of {logits.shape[1]} frames: '
-                         'count them in output frames (batches.output_frames), not in input frames')
-    return [collapse(path[:n]) for path, n in zip(logits.argmax(-1).cpu(), lengths)]
+def greedy_ids(logits: torch.Tensor,  # (B, T', V) scores, blank at index 0
+               lengths: torch.Tensor  # (B,) valid output frames of each row, 0 to T'
+              ) -> list:              # of B lists of token ids
+    "Best path of each utterance, collapsed; frames beyond its length are not read"
+    frames, lengths = logits.shape[1], torch.as_tensor(lengths).tolist()
+    if max(lengths, default=0) > frames: raise ValueError(f'a length of {max(lengths)} for logits of {frames} frames: '
+        'count lengths in output frames (batches.output_frames), not in input frames')
+    return [collapse(path[:n]) for path, n in zip(logits.argmax(-1).cpu(), lengths, strict=True)]
 
-def greedy_decode(
-    logits: torch.Tensor,  # (B, T', V) scores, blank at index 0
-    lengths: torch.Tensor,  # (B,) valid output frames
-    tokenizer,  # has `decode(ids) -> str` and as many tokens as V
-) -> list:  # of B strings
-    "Greedy text of each utterance of a batch."
-    if logits.shape[-1] != len(tokenizer):
-        raise ValueError(f'logits have {logits.shape[-1]} tokens and the tokenizer {len(tokenizer)}: '
-                         'use the tokenizer stored in the checkpoint')
+# %% ../nbs/10_greedy.ipynb #decode-greedy
+def greedy_decode(logits: torch.Tensor,  # (B, T', V) scores, blank at index 0
+                  lengths: torch.Tensor, # (B,) valid output frames
+                  tokenizer: Tokenizer   # of the model
+                 ) -> list:              # of B strings
+    "Greedy text of each utterance of a batch"
     return [' '.join(tokenizer.decode(ids).split()) for ids in greedy_ids(logits, lengths)]

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .config import Config
+from .config import Config, FeatureMatchingConfig, LossWeights
 from .model import ModelOutput, frame_mask
 
 # %% ../nbs/07_loss.ipynb #soft-loss
@@ -23,12 +24,16 @@ def soft_loss(student_logits: Tensor, # (B, T', V)
               squared: bool = True    # multiply by T² (Hinton et al. 2015)
              ) -> Tensor:             # scalar: nats, summed over the vocabulary and the valid frames
     "KL(teacher_T ‖ student_T), times T²"
-    if student_logits.shape != teacher_logits.shape:
-        raise ValueError(f'student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)} differ: '
-                         'teacher and student must share frames and vocabulary')
     valid = frame_mask(lengths, student_logits.shape[1])
-    student, teacher = ((z[valid].float() / temperature).log_softmax(-1) for z in (student_logits, teacher_logits.detach()))
+    logits = student_logits, teacher_logits.detach()
+    student, teacher = ((z[valid].float() / temperature).log_softmax(-1) for z in logits)
     return F.kl_div(student, teacher, reduction='sum', log_target=True) * (temperature ** 2 if squared else 1)
+
+# %% ../nbs/07_loss.ipynb #uniform-divergence
+def _uniform_divergence(log_probs, lengths):
+    "KL(uniform ‖ p_t), summed over the valid frames"
+    valid, V = frame_mask(lengths, log_probs.shape[1]), log_probs.shape[-1]
+    return -(log_probs[valid].mean(-1) + torch.tensor(float(V)).log()).sum()
 
 # %% ../nbs/07_loss.ipynb #hard-loss
 def hard_loss(logits: Tensor,        # (B, T', V)
@@ -40,10 +45,7 @@ def hard_loss(logits: Tensor,        # (B, T', V)
     "CTC's negative log-likelihood, with label smoothing (after Kim et al. 2017)"
     log_probs = logits.float().log_softmax(-1)
     ctc = F.ctc_loss(log_probs.transpose(0, 1), labels, lengths, label_lengths, blank=0, reduction='sum')
-    if smoothing == 0: return ctc
-    valid, V = frame_mask(lengths, logits.shape[1]), logits.shape[-1]
-    uniform = -(log_probs[valid].mean(-1) + torch.tensor(float(V)).log()).sum()
-    return (1 - smoothing) * ctc + smoothing * uniform
+    return (1 - smoothing) * ctc + smoothing * _uniform_divergence(log_probs, lengths) if smoothing else ctc
 
 # %% ../nbs/07_loss.ipynb #feature-loss
 def feature_loss(projected: Tensor, # (B, T', H) student's hidden states in the teacher's width
@@ -69,6 +71,31 @@ class LossTerms:
         "The weighted sum, which is what is differentiated"
         return sum(self.weighted().values())
 
+# %% ../nbs/07_loss.ipynb #layer-pairs
+def _layer_pairs(match: FeatureMatchingConfig, student, teacher):
+    "(student layer, teacher layer) of each pair, checked against the models' sizes"
+    for name, model, layers in (('student', student, match.student_layers), ('teacher', teacher, match.teacher_layers)):
+        there = model.settings['num_layers']
+        if max(layers) >= there: raise ValueError(f'feature_matching.{name}_layers {layers}: '
+                                                  f'the {name} has {there} layers, counted from 0')
+    return list(zip(match.student_layers, match.teacher_layers))
+
+# %% ../nbs/07_loss.ipynb #projection
+def _projection(kind, student, teacher):
+    "The map from the student's hidden width to the teacher's"
+    widths = [model.settings['hidden_size'] for model in (student, teacher)]
+    if kind == 'learned': return nn.Linear(*widths)
+    if widths[0] != widths[1]: raise ValueError(f'feature_matching.projection identity needs equal widths, '
+                                                f'got {widths[0]} and {widths[1]}; use learned')
+    return nn.Identity()
+
+# %% ../nbs/07_loss.ipynb #term-weights
+def _term_weights(weights: LossWeights, distilled, matched):
+    "The weight of each term that a run uses"
+    if not distilled: return dict(hard_ctc_loss=1.)
+    named = dict(distillation_loss=weights.alpha, hard_ctc_loss=weights.beta)
+    return named | (dict(feature_matching_loss=weights.gamma) if matched else {})
+
 # %% ../nbs/07_loss.ipynb #objective
 class Objective(nn.Module):
     "The training loss of a run: CTC alone, or self-distillation's three terms"
@@ -78,36 +105,33 @@ class Objective(nn.Module):
                  teacher: nn.Module = None # frozen; None: CTC alone
                 ):
         super().__init__()
-        match, w = config.feature_matching, config.loss_weights
-        self.distilled, self.smoothing, self.squared = teacher is not None, config.ctc_loss.label_smoothing, config.temperature.squared
-        self.weights = (dict(distillation_loss=w.alpha, hard_ctc_loss=w.beta, feature_matching_loss=w.gamma)
-                        if self.distilled else dict(hard_ctc_loss=1.))
-        self.pairs = list(zip(match.student_layers, match.teacher_layers)) if self.distilled and w.gamma > 0 else []
-        if not self.pairs: self.weights.pop('feature_matching_loss', None)
-        for name, model, layers in (('student', student, match.student_layers), ('teacher', teacher, match.teacher_layers)):
-            if self.pairs and max(layers) >= model.settings['num_layers']:
-                raise ValueError(f"feature_matching.{name}_layers {layers}: the {name} has {model.settings['num_layers']} layers, counted from 0")
-        self.projections = nn.ModuleList(self._projection(match.projection, student, teacher) for _ in self.pairs)
+        match, weights, self.distilled = config.feature_matching, config.loss_weights, teacher is not None
+        self.smoothing, self.squared = config.ctc_loss.label_smoothing, config.temperature.squared
+        matched = self.distilled and weights.gamma > 0 and match.student_layers
+        self.pairs = _layer_pairs(match, student, teacher) if matched else []
+        self.weights = _term_weights(weights, self.distilled, self.pairs)
+        self.projections = nn.ModuleList(_projection(match.projection, student, teacher) for _ in self.pairs)
 
-    @staticmethod
-    def _projection(kind, student, teacher):
-        widths = [m.settings['hidden_size'] for m in (student, teacher)]
-        if kind == 'learned': return nn.Linear(*widths)
-        if widths[0] != widths[1]:
-            raise ValueError(f'feature_matching.projection identity needs equal widths, got {widths[0]} and {widths[1]}; use learned')
-        return nn.Identity()
+# %% ../nbs/07_loss.ipynb #feature-term
+@patch
+def _feature_term(self:Objective, student, teacher):
+    "The mean over the pairs of layers"
+    losses = [feature_loss(project(student.hidden[s]), teacher.hidden[t], student.lengths)
+              for project, (s, t) in zip(self.projections, self.pairs)]
+    return sum(losses) / len(losses)
 
-    def forward(self,
-                student: ModelOutput,
-                teacher: ModelOutput,  # None for CTC alone
-                labels: Tensor,        # (B, L)
-                label_lengths: Tensor, # (B,)
-                temperature: float     # T of this epoch
-               ) -> LossTerms:
-        n, raw = student.lengths, {}
-        if self.distilled: raw['distillation_loss'] = soft_loss(student.logits, teacher.logits, n, temperature, self.squared)
-        raw['hard_ctc_loss'] = hard_loss(student.logits, n, labels, label_lengths, self.smoothing)
-        if self.pairs:
-            raw['feature_matching_loss'] = sum(feature_loss(project(student.hidden[s]), teacher.hidden[t], n)
-                                               for project, (s, t) in zip(self.projections, self.pairs)) / len(self.pairs)
-        return LossTerms(raw, self.weights)
+# %% ../nbs/07_loss.ipynb #objective-forward
+@patch
+def forward(self:Objective,
+            student: ModelOutput,
+            teacher: ModelOutput,  # None for CTC alone
+            labels: Tensor,        # (B, L)
+            label_lengths: Tensor, # (B,)
+            temperature: float     # T of this epoch
+           ) -> LossTerms:
+    "The terms of one micro-batch"
+    n, T, raw = student.lengths, temperature, {}
+    if self.distilled: raw['distillation_loss'] = soft_loss(student.logits, teacher.logits, n, T, self.squared)
+    raw['hard_ctc_loss'] = hard_loss(student.logits, n, labels, label_lengths, self.smoothing)
+    if self.pairs: raw['feature_matching_loss'] = self._feature_term(student, teacher)
+    return LossTerms(raw, self.weights)

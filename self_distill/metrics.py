@@ -117,17 +117,18 @@ def _strata(words):
     runs = (words > 0).sum(0)
     return (list(groups.values()) if runs.min() > 1 else [list(range(len(words)))]), runs
 
-def _spread(errors, words):
-    "The `Spread` of errors (…, runs, units); words (runs, units) are zero where a run did not test a unit"
+def _spread(errors, words, equal=False):
+    """The `Spread` of errors (…, runs, units); words (runs, units) are zero where a run did not test a unit.
+    equal: the value is known to be zero, so that its deviation from zero is noise too"""
     total, S, (strata, runs) = words.sum(), words.shape[1], _strata(words)
-    value = 100 * errors.sum((-2, -1)) / total
+    value = 100 * errors.sum((-2, -1)) / total * (not equal)
     z = (100 * errors - value[..., None, None] * words) / total
     centre, factor = (z.sum(-2, keepdims=True) / runs, runs / (runs - 1)) if runs.min() > 1 else (0, 1)
     sums = z.sum(-1)
     return Spread(value, S / (S - 1) * (z.sum(-2) ** 2).sum(-1),
-                  sum(len(g) * sums[..., g].var(-1, ddof=1) for g in strata if len(g) > 1),
+                  (sums ** 2).sum(-1) if equal else sum(len(g) * sums[..., g].var(-1, ddof=1) for g in strata if len(g) > 1),
                   ((z - centre * (words > 0)) ** 2 * factor).sum((-2, -1)),
-                  sum(len(g) - 1 for g in strata), float((words.sum(1) ** 2).sum() / total ** 2))
+                  sum(len(g) - (not equal) for g in strata), float((words.sum(1) ** 2).sum() / total ** 2))
 
 # %% ../nbs/09_metrics.ipynb #metrics-run-noise
 @dataclass(frozen=True)
@@ -149,25 +150,26 @@ def _average(noises):
     return RunNoise(sum(n.variance * n.freedom for n in noises) / f, sum(n.cells * n.freedom for n in noises) / f, f)
 
 def _training(own, noise):
-    "Rules 2 and 3: the variance that a test counts for training; `noise` was estimated from all rows, `own` included"
+    "Rules 2 and 3: variance that a test counts for training, and its degrees of freedom; `noise` is of all rows"
     more = noise.freedom - own.freedom
-    others = (noise.freedom * noise.variance - own.freedom * own.variance) / more if more > 0.5 else noise.variance
-    return np.maximum(np.maximum(noise.variance, others), np.sqrt(2 / noise.freedom) * noise.cells)
+    others = (noise.freedom * noise.variance - own.freedom * own.variance) / more if more > 0 else own.variance
+    least = np.maximum(others, np.sqrt(2 / noise.freedom) * noise.cells)
+    return np.maximum(own.variance, least), np.where(own.variance > least, own.freedom, noise.freedom)
 
 # %% ../nbs/09_metrics.ipynb #metrics-total
-def _total(spread, variance, noise, units):
+def _total(spread, variance, cells, freedom, units):
     "Variance with this much noise of training, and its degrees of freedom (Satterthwaite)"
-    total = spread.by_unit + spread.share * variance
+    total, runs = spread.by_unit + spread.share * variance, spread.share * (variance + cells)
     if not np.any(total): return total, units - 1
-    runs = spread.share * (variance + noise.cells)
-    return total, total ** 2 / (spread.by_unit ** 2 / (units - 1) + runs ** 2 / noise.freedom)
+    return total, total ** 2 / (spread.by_unit ** 2 / (units - 1) + runs ** 2 / freedom)
 
 def _difference(errors, words, noise=None):
     "(value, standard error, degrees of freedom) of a difference; errors (…, runs, units)"
     spread = _spread(errors, words)
     own = _noise(spread)
     noise = noise or own
-    total, freedom = _total(spread, _training(own, noise), noise, words.shape[1])
+    variance, freedom = _training(own, noise)
+    total, freedom = _total(spread, variance, noise.cells, freedom, words.shape[1])
     return spread.value, np.sqrt(total), freedom
 
 def _p_value(value, error, freedom):
@@ -221,7 +223,7 @@ def bootstrap_interval(counts: pd.DataFrame, # a table of `count_errors`, with t
     errors, words = (_matrix(table, column, unit) for column in ('errors', 'reference'))
     spread = _spread(errors, words)
     noise = _noise(spread) if _noise(spread).variance > 0 else RunNoise(0.0, 0.0, 1)
-    total, freedom = _total(spread, noise.variance, noise, words.shape[1])
+    total, freedom = _total(spread, noise.variance, noise.cells, noise.freedom, words.shape[1])
     draws = _resample(errors.sum(0), words.sum(0), np.random.default_rng(seed), replicates)
     stretch = np.sqrt(total / (spread.by_unit or 1)) * stdtrit(freedom, 0.975) / stdtrit(np.inf, 0.975)
     low, high = spread.value + stretch * (np.quantile(draws, [0.025, 0.975]) - spread.value)
@@ -307,11 +309,17 @@ def _arrays(pairs):
     unit = _unit(pairs)
     return _matrix(pairs, 'saved', unit), _matrix(pairs, 'reference', unit), unit
 
-def run_noise(groups: list # lists of tables of `count_errors` that have the same runs: the rows of a comparison
+def run_noise(groups: list, # lists of tables of `count_errors` that have the same runs: the rows of a comparison
+              recipes: list = None # for each group, a label per row: rows with the same label repeat one recipe
              ) -> RunNoise: # for `paired_bootstrap`
     "The noise of training, averaged over all pairs of rows within each group (rule 1)"
-    return _average([_noise(_spread(*_arrays(_pair(a, b))[:2]), 2 / len(tables))
-                     for tables in groups for a, b in combinations(tables, 2)])
+    found = []
+    for n, tables in enumerate(groups):
+        labels = recipes[n] if recipes else range(len(tables))
+        for (a, first), (b, second) in combinations(zip(tables, labels), 2):
+            saved, words, _ = _arrays(_pair(a, b))
+            found.append(_noise(_spread(saved, words, equal=first == second), 2 / len(tables)))
+    return _average(found)
 
 # %% ../nbs/09_metrics.ipynb #metrics-paired-bootstrap
 def paired_bootstrap(baseline: pd.DataFrame, # a table of `count_errors`, with `speaker` and, for several runs, `run`
