@@ -56,7 +56,7 @@ def _encode(tokenizer, row, split):
 
 # %% ../nbs/05_batches.ipynb #why-short
 def _why_short(frames, labels):
-    "What is said of an utterance that is left out"
+    "Why an utterance is left out"
     return f'{frames} frames make {output_frames(frames)} of output, its labels need {frames_needed(labels)}'
 
 # %% ../nbs/05_batches.ipynb #dataset

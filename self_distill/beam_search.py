@@ -231,6 +231,7 @@ def _search(self:BeamDecoder, method, utterance, values):
     return getattr(self._tune(**values), method)(utterance.log_probs, beam_width=values['beam_width'],
                                                  beam_prune_logp=self.beam_prune, token_min_logp=self.token_min)
 
+# %% ../nbs/20_beam_search.ipynb #text-of-one
 @patch
 def _text(self:BeamDecoder, utterance, values):
     "The best text of a prepared utterance"
@@ -262,6 +263,7 @@ def _serve(decoder):
     global _served
     _served = decoder
 
+# %% ../nbs/20_beam_search.ipynb #work
 def _work(method, arguments, i, log_probs):
     "`_one` in a worker process"
     return _served._one(method, arguments, i, log_probs)
@@ -300,6 +302,7 @@ def close(self:BeamDecoder):
     if self._pool: self._pool.shutdown(cancel_futures=True)
     self._pool = None
 
+# %% ../nbs/20_beam_search.ipynb #context
 @patch
 def __enter__(self:BeamDecoder): return self
 
@@ -329,6 +332,7 @@ def decode(self:BeamDecoder, log_probs, **values):
     "`decode_batch` for one utterance: a str"
     return self.decode_batch([log_probs], **values)[0]
 
+# %% ../nbs/20_beam_search.ipynb #nbest-one
 @patch
 def nbest(self:BeamDecoder, log_probs, n=10, **values):
     "`nbest_batch` for one utterance: a list of `Hypothesis`"

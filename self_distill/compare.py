@@ -56,13 +56,12 @@ def _in_order(system): return sorted(system.records, key=lambda r: (r.fold or 0,
 
 def pooled_counts(system: System,
                   split: str, # 'dev' or 'test'
-                  decoder: str, # 'greedy', 'beam', …
-                  settings: dict = None # that the decoding must have (None: any)
+                  decoder: str # 'greedy', 'beam', …
                  ) -> pd.DataFrame: # id, speaker, run, substitutions, deletions, insertions, reference
     "Errors of every utterance in every run of a system; RecordError where a run occurs twice"
     runs, tables = {}, []
     for n, r in enumerate(_in_order(system), 1):
-        table = decode_counts(r, find_decode(r, split, decoder, system.checkpoint, settings))
+        table = decode_counts(r, find_decode(r, split, decoder, system.checkpoint))
         name = table.run.iloc[0]
         if name in runs: raise RecordError(f'{system.name}: {name} occurs in {runs[name]}, {r.run}; '
                                            'a run counts once, so leave all but one of them out')
@@ -73,9 +72,9 @@ def pooled_counts(system: System,
 # %% ../nbs/24_compare.ipynb #compare-decodes
 LANGUAGE_MODEL = ('language_model', 'language_model_sha256')  # settings that name it, the content's hash last
 
-def _decodes(systems, split, decoder, settings=None):
+def _decodes(systems, split, decoder):
     "Every (record, decode) of a decoder"
-    return [(r, find_decode(r, split, decoder, s.checkpoint, settings)) for s in systems for r in s.records]
+    return [(r, find_decode(r, split, decoder, s.checkpoint)) for s in systems for r in s.records]
 
 # %% ../nbs/24_compare.ipynb #compare-language-model
 def _language_model(decode):
@@ -101,8 +100,7 @@ def _same(what, values):
 # %% ../nbs/24_compare.ipynb #compare-check-comparable
 def check_comparable(systems: list, # of System
                      split: str, # 'dev' or 'test'
-                     decoders: tuple, # names
-                     settings: dict = None # decoder → settings
+                     decoders: tuple # names
                     ):
     "RecordError for more than one corpus, protocol or precision, or, within a fold, test set or language model"
     records = [r for s in systems for r in s.records]
@@ -110,7 +108,7 @@ def check_comparable(systems: list, # of System
     _same('protocols', [(r.run, 0, r.protocol) for r in records])
     _same('precisions of training', [(r.run, 0, r.config['training']['precision']) for r in records])
     for decoder in decoders:
-        found = _decodes(systems, split, decoder, (settings or {}).get(decoder))
+        found = _decodes(systems, split, decoder)
         _same(f'{split} sets', [(r.run, r.fold, _data(r, split)) for r, _ in found])
         _same(f'language models ({decoder})', [(r.run, r.fold, _language_model(d)) for r, d in found])
 
@@ -128,12 +126,11 @@ def _rows_alike(systems, reference):
 # %% ../nbs/24_compare.ipynb #compare-noise
 def noise_of(groups: list, # lists of System, each with the same folds and number of runs
              split: str, # 'dev' or 'test'
-             decoder: str, # 'greedy', 'beam', …
-             settings: dict = None # that the decodings must have
+             decoder: str # 'greedy', 'beam', …
             ) -> RunNoise: # None without groups
     "What training again adds to the difference of two runs, from all pairs of systems within each group"
     groups = [group for group in groups if len(group) > 1]
-    tables = [[pooled_counts(s, split, decoder, settings) for s in group] for group in groups]
+    tables = [[pooled_counts(s, split, decoder) for s in group] for group in groups]
     return run_noise(tables, [[recipe(s.records[0]) for s in group] for group in groups]) if groups else None
 
 # %% ../nbs/24_compare.ipynb #compare-rates
@@ -162,23 +159,23 @@ def _control_columns(test):
                 control_relative=test.relative, control_p_value=test.p_value)
 
 # %% ../nbs/24_compare.ipynb #compare-decoder-rows
-def _decoder_rows(systems, baseline, control, split, decoder, settings, repeats):
+def _decoder_rows(systems, baseline, control, split, decoder, repeats):
     "Rows of the table under one decoder"
-    counts = {s.name: pooled_counts(s, split, decoder, settings) for s in systems}
+    counts = {s.name: pooled_counts(s, split, decoder) for s in systems}
     alike = _rows_alike(systems, baseline)
-    noise = noise_of([alike, *repeats], split, decoder, settings) if alike else None
+    noise = noise_of(repeats or [alike], split, decoder) if alike else None
     def test(a, b):
         return paired_bootstrap(counts[a.name], counts[b.name], noise if a in alike and b in alike else None)
     for s in systems:
-        row = dict(decoder=decoder) | _rates(s, counts[s.name], _decodes([s], split, decoder, settings))
+        row = dict(decoder=decoder) | _rates(s, counts[s.name], _decodes([s], split, decoder))
         row |= dict(verdict='baseline') if s is baseline else _test_columns(test(baseline, s))
         if control and s not in (baseline, control): row |= _control_columns(test(control, s))
         yield row
 
 # %% ../nbs/24_compare.ipynb #compare-rows
-def _added(system, split, first, second, settings):
+def _added(system, split, first, second):
     "What the second decoder adds to the first, for one system"
-    test = paired_bootstrap(*(pooled_counts(system, split, d, settings.get(d)) for d in (first, second)))
+    test = paired_bootstrap(*(pooled_counts(system, split, d) for d in (first, second)))
     rates = {f'{first} WER': test.baseline, f'{second} WER': test.system}
     return dict(model=system.name, change=f'{first} → {second}') | rates | _test_columns(test)
 
@@ -208,15 +205,15 @@ def _run_notes(systems):
     if any(r.corpus == 'demo' for r in records): yield 'The demo corpus is synthetic speech.'
 
 # %% ../nbs/24_compare.ipynb #compare-settings-note
-def _settings_note(systems, split, decoder, settings):
+def _settings_note(systems, split, decoder):
     "Settings of a decoder that differ between the runs"
-    used = [d.settings for _, d in _decodes(systems, split, decoder, settings)]
+    used = [d.settings for _, d in _decodes(systems, split, decoder)]
     values = {k: sorted({str(u.get(k)) for u in used}) for k in used[0] if k not in LANGUAGE_MODEL}
     differing = [f'{k} {", ".join(v)}' for k, v in values.items() if len(v) > 1]
     if differing: yield f'{decoder}: settings differ between the runs: {"; ".join(differing)}.'
 
 # %% ../nbs/24_compare.ipynb #compare-notes
-def _notes(systems, baseline, split, decoders, settings):
+def _notes(systems, baseline, split, decoders):
     "What a reader has to know beside the numbers"
     few = [s.name for s in systems if len(s.records) < MIN_RUNS]
     if few: yield f'Fewer than {MIN_RUNS} runs, so no interval: {", ".join(few)}.'
@@ -224,7 +221,7 @@ def _notes(systems, baseline, split, decoders, settings):
         yield 'A test with one run each holds for these checkpoints, not for their recipes.'
     if len(systems) > 2: yield (f'{len(systems) - 1} systems are compared with {baseline.name}; '
                                 'the p values are not corrected for that number.')
-    for decoder in decoders: yield from _settings_note(systems, split, decoder, settings.get(decoder))
+    for decoder in decoders: yield from _settings_note(systems, split, decoder)
     yield from _run_notes(systems)
 
 # %% ../nbs/24_compare.ipynb #compare-comparison
@@ -263,21 +260,20 @@ def compare(systems: list, # of System, or of Record (then grouped by recipe)
             split: str = 'test', # 'dev' or 'test'
             baseline: str = None, # name of the system that the others are compared with (None: the first)
             decoders: tuple = None, # which (None: those that every run has)
-            settings: dict = None, # decoder → settings its decodings must have, e.g. {'beam': {'beam_width': 10}}
             control: str = None, # name of a second reference, e.g. the row of equal compute
-            repeats: list = () # more lists of System, each with the same runs, for the noise of training
+            repeats: list = None # lists of System that tell the noise of training (None: one list, those compared)
            ) -> Comparison:
     "Compare systems from their records: pooled rates, intervals, paired tests and detectable differences"
     if not systems: raise RecordError('nothing to compare: give at least one record (train and evaluate a run first)')
     systems = systems_of(systems) if isinstance(systems[0], Record) else list(systems)
-    first, settings = _find(systems, baseline) if baseline else systems[0], settings or {}
+    first = _find(systems, baseline) if baseline else systems[0]
     second = _find(systems, control) if control else None
     decoders = tuple(decoders) if decoders else _decoders_of_all(systems, split)
-    check_comparable(systems, split, decoders, settings)
-    rows = [row for d in decoders for row in _decoder_rows(systems, first, second, split, d, settings.get(d), repeats)]
-    added = [_added(s, split, decoders[0], d, settings) for d in decoders[1:] for s in systems]
+    check_comparable(systems, split, decoders)
+    rows = [row for d in decoders for row in _decoder_rows(systems, first, second, split, d, repeats)]
+    added = [_added(s, split, decoders[0], d) for d in decoders[1:] for s in systems]
     return Comparison(split, ', '.join(_by(systems, _processor)), first.name, pd.DataFrame(rows), pd.DataFrame(added),
-                      list(_notes(systems, first, split, decoders, settings)), control)
+                      list(_notes(systems, first, split, decoders)), control)
 
 # %% ../nbs/24_compare.ipynb #compare-rate-text
 def rate_text(row) -> str: # row: of `Comparison.table`

@@ -109,7 +109,7 @@ def compute_features(path,                    # recording or feature file
 def store(file: Path, array):
     "Write `array` to `file` so that a reader finds all of it or nothing"
     try:
-        with atomic_write(file, 'wb') as whole: np.save(whole, array)
+        with atomic_write(file, 'wb', durable=False) as whole: np.save(whole, array)
     except OSError as e:
         raise OSError(f'{file}: the cache cannot be written ({e}); make room, or change data.cache') from e
 
@@ -212,7 +212,7 @@ def _each_row(manifest, make, on_error, skipped):
 def _row_text(row, normalize):
     "A row's normalized transcript"
     text = normalize(row.text)
-    if not text: raise ValueError(f'its transcript {row.text!r} holds no word; write what is said')
+    if not text: raise ValueError(f'its transcript {row.text!r} holds no word; write what is spoken')
     return text
 
 # %% ../nbs/04_corpora.ipynb #row-labels
@@ -234,7 +234,7 @@ def _warn_of_shared_speakers(manifest, source):
     splits = manifest[manifest.speaker != 'unknown'].groupby('speaker').split.nunique()
     if (splits > 1).any(): warnings.warn(
         f'{source}: speakers in more than one split: {_some(splits.index[splits > 1])}; '
-        'their voices are not unheard, so say so with any result', stacklevel=3)
+        'report with every result that voices are shared', stacklevel=3)
 
 # %% ../nbs/04_corpora.ipynb #load-corpus
 def load_corpus(data: DataConfig,       # which corpus, where, how it is split

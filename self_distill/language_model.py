@@ -58,16 +58,21 @@ def smooth(counts: NgramCounts # as `count_ngrams` gives them; changed in place
         counts.cal_bow()
     return counts
 
+# %% ../nbs/19_language_model.ipynb #arpa-text
+def _arpa_text(counts, order):
+    "Smoothed counts in the ARPA format"
+    out = io.StringIO()
+    with contextlib.redirect_stderr(io.StringIO()): counts.print_as_arpa(out)
+    if order > 1: return out.getvalue()
+    return out.getvalue().replace('\n\n', '\nngram 2=0\n\n', 1).replace('\\end\\', '\\2-grams:\n\n\\end\\')
+
 # %% ../nbs/19_language_model.ipynb #estimate-arpa
 def estimate_arpa(sentences,  # of str, normalized as the recognizer's labels are
                   order: int, # longest n-gram, 1 to 6 words
                   path        # the file to write, usually `….arpa`
                  ) -> Path:
     "Estimate a Kneser–Ney n-gram from `sentences` and write it as an ARPA file, whole or not at all"
-    out = io.StringIO()
-    with contextlib.redirect_stderr(io.StringIO()): smooth(count_ngrams(sentences, order)).print_as_arpa(out)
-    text = out.getvalue()
-    if order == 1: text = text.replace('\n\n', '\nngram 2=0\n\n', 1).replace('\\end\\', '\\2-grams:\n\n\\end\\')
+    text = _arpa_text(smooth(count_ngrams(sentences, order)), order)
     with atomic_write(path) as file: file.write(text)
     return Path(path)
 
