@@ -31,7 +31,9 @@ def check(subject,    # what is checked
           needed=True # whether training needs it
          ):
     "Register a function that returns what it found, or raises an error with the remedy"
-    def keep(look): CHECKS.append((subject, needed, look)); return look
+    def keep(look):
+        CHECKS.append((subject, needed, look))
+        return look
     return keep
 
 # %% ../nbs/28_doctor.ipynb #finding
@@ -47,15 +49,18 @@ def examine(checks=None # as in `CHECKS`; None: all of them
     "Make the checks"
     findings = []
     for subject, needed, look in CHECKS if checks is None else checks:
-        try: findings.append(Finding(subject, 'ok', look()))
-        except Exception as e: findings.append(Finding(subject, 'missing' if needed else 'absent', str(e) or type(e).__name__))
+        try: state, text = 'ok', look()
+        except Exception as e: state, text = 'missing' if needed else 'absent', str(e) or type(e).__name__
+        findings.append(Finding(subject, state, text))
     return findings
 
 # %% ../nbs/28_doctor.ipynb #python
 @check('Python')
 def python_version():
-    found = f'{platform.python_version()}, {platform.system()} {platform.machine()} {" ".join(platform.libc_ver())}'
-    if sys.version_info < (3, 11): raise RuntimeError(f'{found}: too old; install Python 3.11 or 3.12 and run `make install` again')
+    libc = ' '.join(platform.libc_ver())
+    found = f'{platform.python_version()}, {platform.system()} {platform.machine()} {libc}'
+    if sys.version_info < (3, 11):
+        raise RuntimeError(f'{found}: too old; install Python 3.11 or 3.12 and run `make install` again')
     return found
 
 # %% ../nbs/28_doctor.ipynb #packages
@@ -68,9 +73,10 @@ def _version(name):
 
 def unmet() -> list: # of 'torch>=2 (1.13)'
     "Requirements that this environment does not satisfy, with the version it has"
-    required = [r for r in map(Requirement, importlib.metadata.requires('self_distill') or []) if not r.marker or r.marker.evaluate({'extra': ''})]
-    found = [(r, _version(r.name)) for r in required]
-    return [f'{r} ({v or "not installed"})' for r, v in found if v is None or not r.specifier.contains(v, prereleases=True)]
+    required = map(Requirement, importlib.metadata.requires('self_distill') or [])
+    found = {r: _version(r.name) for r in required if not r.marker or r.marker.evaluate({'extra': ''})}
+    def met(r, version): return version is not None and r.specifier.contains(version, prereleases=True)
+    return [f'{r} ({version or "not installed"})' for r, version in found.items() if not met(r, version)]
 
 @check('packages')
 def packages():
@@ -104,16 +110,18 @@ def kenlm_scores():
 @check('C++ compiler', needed=False)
 def compiler():
     found = next(filter(None, map(shutil.which, ('c++', 'g++', 'clang++', 'cl'))), None)
-    if found is None: raise RuntimeError('none found; only building kenlm needs one (Debian, Ubuntu: apt-get install g++; '
-                                         'macOS: xcode-select --install)')
+    if found is None:
+        raise RuntimeError('none found; only building kenlm needs one (Debian, Ubuntu: apt-get install g++; '
+                           'macOS: xcode-select --install)')
     return Path(found).name
 
 # %% ../nbs/28_doctor.ipynb #espeak
 @check('eSpeak NG', needed=False)
 def espeak():
     try: speak = Synthesizer()
-    except ImportError: raise ImportError('espeakng-loader is not installed; only the demo corpus needs it: '
-                                          '`pip install espeakng-loader`') from None
+    except ImportError:
+        raise ImportError('espeakng-loader is not installed; only the demo corpus needs it: '
+                          '`pip install espeakng-loader`') from None
     return f'{len(speak("yes"))/speak.rate:.2f} s of speech for one word, espeakng-loader {_version("espeakng-loader")}'
 
 # %% ../nbs/28_doctor.ipynb #train-once
@@ -139,13 +147,15 @@ def gpu():
     device = pick_device()
     if device.type == 'cpu': raise RuntimeError(f'torch {torch.__version__} sees no CUDA GPU; training runs on the CPU')
     free, total = torch.cuda.mem_get_info(device)
-    return f'a training step, {train_once(device)}, {free/2**30:.0f} of {total/2**30:.0f} GiB free, CUDA {torch.version.cuda}'
+    memory = f'{free/2**30:.0f} of {total/2**30:.0f} GiB free'
+    return f'a training step, {train_once(device)}, {memory}, CUDA {torch.version.cuda}'
 
 # %% ../nbs/28_doctor.ipynb #memory
 @check('memory')
 def memory():
-    free, total = psutil.virtual_memory().available/2**30, psutil.virtual_memory().total/2**30
-    if free < 1: raise RuntimeError(f'{free:.1f} of {total:.0f} GiB free; end other programs, or set training.batch_size lower')
+    free, total = (x/2**30 for x in (psutil.virtual_memory().available, psutil.virtual_memory().total))
+    if free < 1:
+        raise RuntimeError(f'{free:.1f} of {total:.0f} GiB free; end other programs, or set training.batch_size lower')
     return f'{free:.0f} of {total:.0f} GiB free'
 
 # %% ../nbs/28_doctor.ipynb #disk
@@ -158,10 +168,12 @@ def disk():
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder) as file: file.write(b'x')
         except OSError as e:
-            raise OSError(f'{folder.name}/ cannot be written ({e.strerror}); change its permissions, or set SELF_DISTILL_ROOT '
-                          'to a folder that can be written') from None
+            raise OSError(f'{folder.name}/ cannot be written ({e.strerror}); change its permissions, '
+                          'or set SELF_DISTILL_ROOT to a folder that can be written') from None
     free = shutil.disk_usage(root_path('models')).free/2**30
-    if free < 2: raise RuntimeError(f'{free:.1f} GiB free, a run with its corpus needs 2; make room, or set SELF_DISTILL_ROOT to another disk')
+    if free < 2:
+        raise RuntimeError(f'{free:.1f} GiB free, a run with its corpus needs 2; make room, '
+                           'or set SELF_DISTILL_ROOT to another disk')
     return f'{free:.0f} GiB free; {", ".join(FOLDERS[:-1])} and {FOLDERS[-1]} can be written'
 
 # %% ../nbs/28_doctor.ipynb #report
@@ -169,7 +181,8 @@ def report(findings # of `examine`
           ) -> str:
     "The findings as text for a bug report; nothing in it names a user or a folder"
     git = git_state()
-    head = f'self_distill {self_distill.__version__}, revision {git.revision or "unknown"}{" with changes" if git.dirty else ""}'
+    changes = ' with changes' if git.dirty else ''
+    head = f'self_distill {self_distill.__version__}, revision {git.revision or "unknown"}{changes}'
     lines = [f'{f.state:8} {f.subject:16} {" ".join(f.text.split())}' for f in findings]
     missing = sum(f.state == 'missing' for f in findings)
     last = f'{missing} needed things are missing' if missing else 'everything that is needed is there'
