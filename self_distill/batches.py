@@ -10,23 +10,26 @@ from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
 import torch
+from fastcore.basics import patch
 from torch.nn.utils.rnn import pad_sequence
 
 from .config import AugmentConfig, FeatureConfig
 from .features import add_noise, normalize, spec_augment, time_stretch, utterance_generator
 from .text import Tokenizer
 
-# %% ../nbs/05_batches.ipynb #too-short
+# %% ../nbs/05_batches.ipynb #output-frames
 def output_frames(frames # of input, 10 ms each; an int or a tensor
                  ):      # of output, 40 ms each, of the same kind
     "Output frames of the recognizer, ⌈T/4⌉: halved twice, rounding up"
     return (frames + 3)//4
 
+# %% ../nbs/05_batches.ipynb #frames-needed
 def frames_needed(labels # of one utterance
                  ) -> int:
     "The fewest output frames that CTC can write `labels` in: one each, and a blank between equal neighbours"
     return len(labels) + sum(a == b for a, b in pairwise(labels))
 
+# %% ../nbs/05_batches.ipynb #too-short
 def too_short(lengths, # input frames of each utterance
               labels   # and its labels
              ) -> list: # positions
@@ -43,6 +46,19 @@ class Utterance:
     labels: list
     text: str
 
+# %% ../nbs/05_batches.ipynb #encode-row
+def _encode(tokenizer, row, split):
+    "The labels of a row; None where dev or test hold a word that a vocabulary of words lacks"
+    try: return tokenizer.encode(row.text)
+    except ValueError as e:
+        if tokenizer.kind == 'word' and split != 'train': return None
+        raise ValueError(f'utterance {row.id!r}: {e}') from None
+
+# %% ../nbs/05_batches.ipynb #why-short
+def _why_short(frames, labels):
+    "Why an utterance is left out"
+    return f'{frames} frames make {output_frames(frames)} of output, its labels need {frames_needed(labels)}'
+
 # %% ../nbs/05_batches.ipynb #dataset
 class UtteranceDataset(torch.utils.data.Dataset):
     "One split of a corpus as labelled features, clean and damaged"
@@ -53,48 +69,55 @@ class UtteranceDataset(torch.utils.data.Dataset):
                  features: FeatureConfig, # for its normalization
                  augment: AugmentConfig|None=None, # None: no damage, for evaluation
                  seed=0,                  # of the run
-                 statistics=None):        # mean (F,) and deviation (F,), for normalization 'corpus'
-        rows, self.corpus, self.features, self.augment, self.seed, self.statistics = corpus.rows(split), corpus, features, augment, seed, statistics
-        labels = [_encode(tokenizer, row, split) for row in rows.itertuples()]
-        self.unwritable = {rows.id[i] for i, l in enumerate(labels) if l is None} # ids: scored, and without a CTC loss
-        labels = [l or [] for l in labels]
-        short = set(too_short(rows.frames, labels)) if split == 'train' else set()
-        self.skipped = [(rows.id[i], f'{rows.frames[i]} frames make {output_frames(rows.frames[i])} of output, its labels need {frames_needed(labels[i])}') for i in sorted(short)]
-        keep = [i for i in range(len(rows)) if i not in short]
-        if not keep: raise ValueError(f'{corpus.name}: no utterance of split {split!r} is long enough for its labels; check transcripts and sample rate')
-        self.rows, self.labels = rows.loc[keep].reset_index(drop=True), [labels[i] for i in keep]
-        self.lengths = [int(n) for n in self.rows.frames] # input frames, before stretching
+                 statistics=None          # mean (F,) and deviation (F,), for normalization 'corpus'
+                ):
+        self.corpus, self.features, self.augment = corpus, features, augment
+        self.seed, self.statistics = seed, statistics
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    def set_epoch(self, epoch: int):
-        "Draw the masks, noise and stretch of `epoch` from now on"
-        self.epoch.fill_(epoch)
+        self._choose(corpus.rows(split), split, tokenizer)
 
     def __len__(self): return len(self.rows)
 
-    def __getitem__(self, i) -> Utterance:
-        row, labels = self.rows.iloc[i], self.labels[i]
-        clean = normalize(self.corpus.read(row), self.features.normalization, self.statistics)
-        if self.augment is None: return Utterance(row.id, clean, clean, labels, row.text)
-        generator = utterance_generator(self.seed, int(self.epoch), row.id)
-        clean = _stretch(clean, labels, self.augment.stretch, generator)
-        noisy = add_noise(clean, self.augment.noise, generator)
-        return Utterance(row.id, clean, spec_augment(noisy, self.augment, generator, self.corpus.frequency_axis), labels, row.text)
+# %% ../nbs/05_batches.ipynb #choose
+@patch
+def _choose(self: UtteranceDataset, rows, split, tokenizer):
+    "Keep the rows that can be used; list the others"
+    labels = [_encode(tokenizer, row, split) for row in rows.itertuples()]
+    self.unwritable = {id for id, l in zip(rows.id, labels) if l is None} # ids: scored, and without a CTC loss
+    labels = [l or [] for l in labels]
+    short = too_short(rows.frames, labels) if split == 'train' else []
+    self.skipped = [(rows.id[i], _why_short(rows.frames[i], labels[i])) for i in short]
+    keep = sorted(set(range(len(rows))) - set(short))
+    if not keep: raise ValueError(f'{self.corpus.name}: no utterance of split {split!r} is long enough for its labels; '
+                                  'check transcripts and sample rate')
+    self.rows, self.labels = rows.loc[keep].reset_index(drop=True), [labels[i] for i in keep]
+    self.lengths = [int(n) for n in self.rows.frames] # input frames, before stretching
 
-# %% ../nbs/05_batches.ipynb #dataset-helpers
-def _encode(tokenizer, row, split):
-    "The labels of a row, its id in the error; None where dev or test hold a word that a vocabulary of words lacks"
-    try: return tokenizer.encode(row.text)
-    except ValueError as e:
-        if tokenizer.kind == 'word' and split != 'train': return None
-        raise ValueError(f'utterance {row.id!r}: {e}') from None
-
+# %% ../nbs/05_batches.ipynb #stretch
 def _stretch(x, labels, stretch, generator):
     "`x` at a pace drawn from [1 - stretch, 1 + stretch], unless its labels would no longer fit"
     if not stretch: return x
-    factor = 1 + stretch*(2*torch.rand((), generator=generator).item() - 1)
-    slow = time_stretch(x, factor)
+    slow = time_stretch(x, 1 + stretch*(2*torch.rand((), generator=generator).item() - 1))
     return x if output_frames(len(slow)) < frames_needed(labels) else slow
+
+# %% ../nbs/05_batches.ipynb #get-item
+@patch
+def __getitem__(self: UtteranceDataset, i) -> Utterance:
+    "Both views of utterance `i` in the present epoch"
+    row, labels, augment = self.rows.iloc[i], self.labels[i], self.augment
+    clean = normalize(self.corpus.read(row), self.features.normalization, self.statistics)
+    if augment is None: return Utterance(row.id, clean, clean, labels, row.text)
+    generator = utterance_generator(self.seed, int(self.epoch), row.id)
+    clean = _stretch(clean, labels, augment.stretch, generator)
+    noisy = add_noise(clean, augment.noise, generator)
+    damaged = spec_augment(noisy, augment, generator, self.corpus.frequency_axis)
+    return Utterance(row.id, clean, damaged, labels, row.text)
+
+# %% ../nbs/05_batches.ipynb #set-epoch
+@patch
+def set_epoch(self: UtteranceDataset, epoch: int):
+    "Draw the masks, noise and stretch of `epoch` from now on"
+    self.epoch.fill_(epoch)
 
 # %% ../nbs/05_batches.ipynb #batch
 @dataclass
@@ -108,20 +131,35 @@ class Batch:
     label_lengths: torch.Tensor # (B,)
     texts: list
 
-    def _each(self, change): return replace(self, **{f.name: change(v) for f in fields(self) if torch.is_tensor(v := getattr(self, f.name))})
-    def to(self, device): return self._each(lambda v: v.to(device, non_blocking=True))
-    def pin_memory(self): return self._each(torch.Tensor.pin_memory)
     def __len__(self): return len(self.ids)
 
+# %% ../nbs/05_batches.ipynb #each-tensor
+@patch
+def _each(self: Batch, change):
+    "The batch with every tensor changed"
+    tensors = {f.name: getattr(self, f.name) for f in fields(self) if torch.is_tensor(getattr(self, f.name))}
+    return replace(self, **{name: change(value) for name, value in tensors.items()})
+
+# %% ../nbs/05_batches.ipynb #batch-to
+@patch
+def to(self: Batch, device): return self._each(lambda v: v.to(device, non_blocking=True))
+@patch
+def pin_memory(self: Batch): return self._each(torch.Tensor.pin_memory)
+
+# %% ../nbs/05_batches.ipynb #collate
 def collate(utterances # a list of `Utterance`
            ) -> Batch:
     "A `Batch` of `utterances`, padded with zeros at the end"
-    features = pad_sequence([u.features for u in utterances], batch_first=True)
+    pad = lambda tensors: pad_sequence(tensors, batch_first=True)
+    features = pad([u.features for u in utterances])
     undamaged = all(u.clean is u.features for u in utterances)
-    clean = features if undamaged else pad_sequence([u.clean for u in utterances], batch_first=True)
+    clean = features if undamaged else pad([u.clean for u in utterances])
+    labels = [torch.tensor(u.labels, dtype=torch.int64) for u in utterances]
     return Batch([u.id for u in utterances], clean, features, torch.tensor([len(u.features) for u in utterances]),
-                 pad_sequence([torch.tensor(u.labels, dtype=torch.int64) for u in utterances], batch_first=True),
-                 torch.tensor([len(u.labels) for u in utterances]), [u.text for u in utterances])
+                 pad(labels), torch.tensor([len(l) for l in labels]), [u.text for u in utterances])
+
+# %% ../nbs/05_batches.ipynb #chunks
+def _chunks(items, size): return [items[start:start + size] for start in range(0, len(items), size)]
 
 # %% ../nbs/05_batches.ipynb #epoch-batches
 def epoch_batches(lengths,     # input frames of each utterance
@@ -131,10 +169,8 @@ def epoch_batches(lengths,     # input frames of each utterance
                   pool=8       # batches that are sorted by length together
                  ) -> list:    # of lists of positions
     "Every utterance once, in batches of similar length, in random order"
-    if batch_size < 1: raise ValueError(f'batch_size {batch_size} must be at least 1')
     generator = utterance_generator(seed, epoch, 'order of batches')
     order = torch.randperm(len(lengths), generator=generator).tolist()
-    size = pool*batch_size
-    by_length = [i for start in range(0, len(order), size) for i in sorted(order[start:start + size], key=lambda i: lengths[i])]
-    batches = [by_length[start:start + batch_size] for start in range(0, len(by_length), batch_size)]
+    by_length = [i for part in _chunks(order, pool*batch_size) for i in sorted(part, key=lambda i: lengths[i])]
+    batches = _chunks(by_length, batch_size)
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]

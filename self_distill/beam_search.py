@@ -76,8 +76,8 @@ def kept_frames(log_probs, # (T', V) log-probabilities, blank first
 def example_log_probs(text: str,            # normalized
                       tokenizer: Tokenizer,
                       generator,            # a `numpy.random.Generator`
-                      doubt: float = 4.0,   # nats by which a token beats its rival, on average, and the blank by one more
-                      silence: float = 2.0  # blank frames before a token, on average
+                      doubt: float = 4.0,   # mean nats by which a token beats its rival; the blank by one more
+                      silence: float = 2.0  # mean number of blank frames before a token
                      ) -> np.ndarray:       # (T', V) float32 log-probabilities
     "Made-up, peaky CTC log-probabilities of a text, for lessons and benchmarks"
     def noise(count, label, peak):
@@ -117,7 +117,7 @@ def _cpp_engine(labels, language_model, unigrams, values):
     with quiet_kenlm(): return BeamSearchDecoder(labels, kenlm_model_path=language_model, unigrams=unigrams, **values)
 
 # %% ../nbs/20_beam_search.ipynb #engines
-logging.getLogger('pyctcdecode').setLevel(logging.ERROR) # it warns of small vocabularies; `check_spelling` refuses wrong ones
+logging.getLogger('pyctcdecode').setLevel(logging.ERROR) # no warnings of small vocabularies
 ENGINES = ('pyctcdecode', 'ctc-beam-decoder')
 
 def build_engine(engine: str,          # one of `ENGINES`
@@ -145,11 +145,11 @@ class BeamDecoder:
                  beam_width: int = 10,           # prefixes kept at each frame
                  unigrams=None,                  # the model's words; read from an ARPA file, needed with a binary one
                  unknown_score: float = -10.0,   # log10, for words the language model does not know
-                 blank_threshold: float = None,  # repeats of likelier blanks are skipped; None: none that matters; 1: none at all
+                 blank_threshold: float = None,  # repeats of likelier blanks are skipped; None: where exact; 1: none
                  beam_prune: float = -10.0,      # nats behind the best beam
                  token_min: float = -5.0,        # ln p below which a token is not tried
                  engine: str = 'pyctcdecode',    # or 'ctc-beam-decoder', faster
-                 workers: int = 1                # processes that share a batch; 1 where the system cannot fork (Windows)
+                 workers: int = 1                # processes that share a batch; 1 where there is no fork (Windows)
                 ):
         self.tokenizer, self.engine, self.unknown_score = tokenizer, engine, float(unknown_score)
         self.lm_weight, self.word_bonus, self.beam_width = float(lm_weight), float(word_bonus), beam_width
@@ -174,7 +174,7 @@ def _language_model(self:BeamDecoder, path, unigrams):
 # %% ../nbs/20_beam_search.ipynb #values
 @patch
 def _values(self:BeamDecoder, lm_weight=None, word_bonus=None, beam_width=None):
-    "The values of one call; None: the decoder's own"
+    "The three values that a call may change, checked; None: the decoder's own"
     given = dict(lm_weight=lm_weight, word_bonus=word_bonus, beam_width=beam_width)
     values = {name: getattr(self, name) if value is None else value for name, value in given.items()}
     if not (0 <= values['lm_weight'] < math.inf and math.isfinite(values['word_bonus']) and values['beam_width'] >= 1):
@@ -191,7 +191,7 @@ def _tune(self:BeamDecoder, lm_weight, word_bonus, beam_width):
     else:
         self._engine = build_engine(self.engine, self.labels, self.language_model_path, self.unigrams,
                                     lm_weight, word_bonus, self.unknown_score)
-        if self.engine == 'pyctcdecode': weakref.finalize(self, self._engine.cleanup) # it keeps models in a class variable
+        if self.engine == 'pyctcdecode': weakref.finalize(self, self._engine.cleanup) # it keeps models in its class
     self._tuned = lm_weight, word_bonus
     return self._engine
 
@@ -199,9 +199,9 @@ def _tune(self:BeamDecoder, lm_weight, word_bonus, beam_width):
 @patch(as_prop=True)
 def settings(self:BeamDecoder):
     "What a record keeps of the decoder"
-    names = ('lm_weight', 'word_bonus', 'beam_width', 'unknown_score', 'blank_threshold', 'beam_prune', 'token_min', 'engine')
-    return {name: getattr(self, name) for name in names} | dict(language_model=self.language_model_path,
-                                                                language_model_sha256=self.language_model_sha256)
+    own = 'lm_weight word_bonus beam_width unknown_score blank_threshold beam_prune token_min engine'
+    model = dict(language_model=self.language_model_path, language_model_sha256=self.language_model_sha256)
+    return {name: getattr(self, name) for name in own.split()} | model
 
 # %% ../nbs/20_beam_search.ipynb #prepared
 class Prepared(NamedTuple):
@@ -219,8 +219,8 @@ def prepare(self:BeamDecoder, log_probs, # (T', V) natural log-probabilities, bl
     x, width = np.asarray(log_probs, dtype=np.float32), len(self.labels)
     fits = x.ndim == 2 and x.shape[1] == width
     if not (fits and (np.abs(np.exp(np.minimum(x, 1)).sum(1) - 1) <= 1e-2).all()): # false for NaN, too
-        raise ValueError(f'{name}: log-probabilities of shape (frames, {width}) are needed, whose exponentials sum to 1 in each row; '
-                         f'got shape {x.shape}: apply log_softmax to the logits, leave out padding, and look for NaN')
+        raise ValueError(f'{name}: log-probabilities of shape (frames, {width}) are needed, whose exponentials sum to '
+                         f'1 in each frame; got shape {x.shape}: apply log_softmax, leave out padding, look for NaN')
     frames = kept_frames(x, self.blank_threshold)
     return Prepared(x[frames], frames, float(x[:, 0].sum() - x[frames, 0].sum()))
 
@@ -231,6 +231,7 @@ def _search(self:BeamDecoder, method, utterance, values):
     return getattr(self._tune(**values), method)(utterance.log_probs, beam_width=values['beam_width'],
                                                  beam_prune_logp=self.beam_prune, token_min_logp=self.token_min)
 
+# %% ../nbs/20_beam_search.ipynb #text-of-one
 @patch
 def _text(self:BeamDecoder, utterance, values):
     "The best text of a prepared utterance"
@@ -262,11 +263,11 @@ def _serve(decoder):
     global _served
     _served = decoder
 
+# %% ../nbs/20_beam_search.ipynb #work
 def _work(method, arguments, i, log_probs):
-    "In a worker: `method` on utterance `i` of a batch"
+    "`_one` in a worker process"
     return _served._one(method, arguments, i, log_probs)
 
-# %% ../nbs/20_beam_search.ipynb #one
 @patch
 def _one(self:BeamDecoder, method, arguments, i, log_probs):
     "`method` on utterance `i` of a batch"
@@ -274,7 +275,7 @@ def _one(self:BeamDecoder, method, arguments, i, log_probs):
 
 # %% ../nbs/20_beam_search.ipynb #chunk
 def _chunk_size(count, workers):
-    "Utterances of one message: a quarter of a worker's part, at least 16"
+    "Utterances a message: a quarter of a worker's part, at least 16: few messages, and no long wait for the last"
     quarter, part = -(-count // (4 * workers)), -(-count // workers)
     return min(max(quarter, 16), part)
 
@@ -283,11 +284,12 @@ def _chunk_size(count, workers):
 def _map(self:BeamDecoder, method, log_probs, values, *more):
     "`method` over a list of utterances, in this process or in the pool"
     self._tune(**values)
-    if self.workers <= 1 or len(log_probs) < 2: return [self._one(method, (values, *more), i, x) for i, x in enumerate(log_probs)]
-    fork = multiprocessing.get_context('fork')
+    arguments, count = (values, *more), len(log_probs)
+    if self.workers <= 1 or count < 2: return [self._one(method, arguments, i, x) for i, x in enumerate(log_probs)]
+    fork, work = multiprocessing.get_context('fork'), partial(_work, method, arguments)
     self._pool = self._pool or ProcessPoolExecutor(self.workers, fork, initializer=_serve, initargs=(self,))
-    work, chunk = partial(_work, method, (values, *more)), _chunk_size(len(log_probs), self.workers)
-    try: return list(self._pool.map(work, range(len(log_probs)), map(np.asarray, log_probs), chunksize=chunk))
+    chunk = _chunk_size(count, self.workers)
+    try: return list(self._pool.map(work, range(count), map(np.asarray, log_probs), chunksize=chunk))
     except BrokenProcessPool:
         self.close()
         raise RuntimeError('a worker process of the beam search was killed (out of memory?): '
@@ -300,6 +302,7 @@ def close(self:BeamDecoder):
     if self._pool: self._pool.shutdown(cancel_futures=True)
     self._pool = None
 
+# %% ../nbs/20_beam_search.ipynb #context
 @patch
 def __enter__(self:BeamDecoder): return self
 
@@ -329,6 +332,7 @@ def decode(self:BeamDecoder, log_probs, **values):
     "`decode_batch` for one utterance: a str"
     return self.decode_batch([log_probs], **values)[0]
 
+# %% ../nbs/20_beam_search.ipynb #nbest-one
 @patch
 def nbest(self:BeamDecoder, log_probs, n=10, **values):
     "`nbest_batch` for one utterance: a list of `Hypothesis`"

@@ -53,6 +53,13 @@ def content_hash(payload: dict # a checkpoint; its own `sha256` is left out
     "SHA-256 over a checkpoint's content"
     return weights_hash({k: v for k, v in payload.items() if k != 'sha256'})
 
+# %% ../nbs/11_checkpoint.ipynb #write-error
+def _write_error(path, error):
+    "What to do where a checkpoint could not be written"
+    kept = 'the previous one is intact' if Path(path).exists() else 'nothing was left behind'
+    return CheckpointError(f'{path}: could not be written ({error}); {kept}. Free disk space or choose another '
+                           'checkpoints.folder, then run again: it resumes')
+
 # %% ../nbs/11_checkpoint.ipynb #save-checkpoint
 def save_checkpoint(payload: dict, # tensors, numbers, strings, lists and dictionaries
                     path           # the file; replaced in one step
@@ -62,10 +69,7 @@ def save_checkpoint(payload: dict, # tensors, numbers, strings, lists and dictio
     payload['sha256'] = content_hash(payload)
     try:
         with atomic_write(path, 'wb') as file: torch.save(payload, file)
-    except (OSError, RuntimeError) as e:
-        kept = 'the previous one is intact' if Path(path).exists() else 'nothing was left behind'
-        raise CheckpointError(f'{path}: could not be written ({e}); {kept}. Free disk space or choose another '
-                              'checkpoints.folder, then run again: it resumes') from e
+    except (OSError, RuntimeError) as e: raise _write_error(path, e) from e
     return payload['sha256']
 
 # %% ../nbs/11_checkpoint.ipynb #remove-unfinished
@@ -94,7 +98,7 @@ def _is_intact(path):
     "Whether the file is a zip archive whose checksums hold"
     try:
         with zipfile.ZipFile(path) as archive: return archive.testzip() is None
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError, RuntimeError): return False
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError): return False
 
 # %% ../nbs/11_checkpoint.ipynb #read
 def _read(path, device):
@@ -110,31 +114,43 @@ def _read(path, device):
 # %% ../nbs/11_checkpoint.ipynb #checked
 NEEDED = ('format', 'model', 'model_settings', 'tokenizer', 'config', 'epoch', 'best_val_wer', 'sha256')
 
-def _checked(payload, path):
-    "The payload, if its layout and its hash are right"
+def _check_layout(payload, path):
+    "Refuse what is not a checkpoint of this project and format"
     missing = [k for k in NEEDED if k not in payload] if isinstance(payload, dict) else NEEDED
     if missing: raise CheckpointError(f'{path}: not a checkpoint of this project: {", ".join(missing)} missing')
     if type(payload['format']) is not int or payload['format'] != FORMAT:
         raise CheckpointError(f'{path}: checkpoint format {payload["format"]}, this version reads {FORMAT}; '
                               'use the version of self_distill that wrote it')
+
+# %% ../nbs/11_checkpoint.ipynb #check-hash
+def _check_hash(payload, path):
+    "Refuse content that is not what was written"
     try: intact = content_hash(payload) == payload['sha256']
-    except (RuntimeError, TypeError) as e: raise CheckpointError(f'{path}: not a checkpoint of this project: {e}') from e
+    except (RuntimeError, TypeError) as e:
+        raise CheckpointError(f'{path}: not a checkpoint of this project: {e}') from e
     if not intact: raise CheckpointError(f'{path}: its content does not match its hash: it was damaged or changed '
                                          'after it was written; take an earlier one, or train again')
-    return payload
+
+# %% ../nbs/11_checkpoint.ipynb #find-checkpoint
+def _existing(path):
+    "The absolute path of a checkpoint that is there"
+    path = root_path(path)
+    if path.is_file(): return path
+    if path.is_dir(): raise CheckpointError(f'{path}: is a folder; name a file in it, such as checkpoint_best.pt')
+    there, first = ', '.join(sorted(p.name for p in path.parent.glob('*.pt'))), 'self-distill train --config …'
+    remedy = f'its folder holds {there}' if there else f'train the run that makes it first ({first})'
+    raise CheckpointError(f'{path}: no such checkpoint; {remedy}')
 
 # %% ../nbs/11_checkpoint.ipynb #load-checkpoint
 def load_checkpoint(path,         # file; a relative path starts at the root
                     device='cpu'  # where tensors go
                    ) -> dict:
     "The checked content of a checkpoint; nothing in the file is executed"
-    path = root_path(path)
-    if path.is_dir(): raise CheckpointError(f'{path}: is a folder; name a file in it, such as checkpoint_best.pt')
-    if not path.is_file():
-        there = ', '.join(sorted(p.name for p in path.parent.glob('*.pt')))
-        remedy = f'its folder holds {there}' if there else 'train the run that makes it first (self-distill train --config …)'
-        raise CheckpointError(f'{path}: no such checkpoint; {remedy}')
-    return _checked(_read(path, device), path)
+    path = _existing(path)
+    payload = _read(path, device)
+    _check_layout(payload, path)
+    _check_hash(payload, path)
+    return payload
 
 # %% ../nbs/11_checkpoint.ipynb #loaded-model
 @dataclass
@@ -147,11 +163,20 @@ class LoadedModel:
     path: Path
     weights_sha256: str    # names the weights, see `weights_hash`
 
+# %% ../nbs/11_checkpoint.ipynb #plausible
+def _check_numbers(payload):
+    "ValueError for weights or a dev WER that no training of this project leaves behind"
+    bad = [k for k, v in payload['model'].items() if not torch.isfinite(v).all()]
+    if bad: raise ValueError(f'{len(bad)} of its tensors hold NaN or infinity, the first is {bad[0]}')
+    if not payload['best_val_wer'] >= 0: raise ValueError(f'its dev WER is {payload["best_val_wer"]}')
+
 # %% ../nbs/11_checkpoint.ipynb #assembled
 def _assembled(payload, path, device):
     "The parts of a checkpoint, put together"
     tokenizer, outputs = Tokenizer.from_dict(payload['tokenizer']), payload['model_settings']['vocabulary_size']
-    if outputs != len(tokenizer): raise ValueError(f'the model has {outputs} outputs, the tokenizer {len(tokenizer)} tokens')
+    tokens = len(tokenizer)
+    if outputs != tokens: raise ValueError(f'the model has {outputs} outputs, the tokenizer {tokens} tokens')
+    _check_numbers(payload)
     config = build_config(payload['config'], f'{path} (config)')
     model = BiLSTMCTC(**payload['model_settings'])
     model.load_state_dict(payload['model'])

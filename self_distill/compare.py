@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from .config import config_hash
-from .metrics import (PARTS, PairedTest, RunNoise, bootstrap_interval, confusions, error_rate, error_rates_by,
-                                  errors_of, p_text, paired_bootstrap, run_noise)
+from .metrics import (PARTS, PairedTest, RunNoise, bootstrap_interval, confusions, error_rate,
+                                  error_rates_by, errors_of, p_text, paired_bootstrap, run_noise)
 from .records import Record, RecordError, decode_counts, find_decode
 
 # %% ../nbs/24_compare.ipynb #compare-system
@@ -27,12 +27,14 @@ class System:
     records: list  # one Record per run (seed, fold)
     checkpoint: str = 'best'  # whose hypotheses are compared
 
+# %% ../nbs/24_compare.ipynb #compare-recipe
 def recipe(record: Record) -> str: # the hash that runs of one recipe share
     "Hash of a record's settings without seed and fold"
     config = copy.deepcopy(record.config)
     config['seed'] = config['data']['fold'] = 0
     return config_hash(config)
 
+# %% ../nbs/24_compare.ipynb #compare-row-name
 def row_name(run: str # such as 'an4_folds_control_f3'
             ) -> str: # 'an4_folds_control'
     "A run's name without the seed and fold that it ends on"
@@ -54,13 +56,12 @@ def _in_order(system): return sorted(system.records, key=lambda r: (r.fold or 0,
 
 def pooled_counts(system: System,
                   split: str, # 'dev' or 'test'
-                  decoder: str, # 'greedy', 'beam', …
-                  settings: dict = None # that the decoding must have (None: any)
+                  decoder: str # 'greedy', 'beam', …
                  ) -> pd.DataFrame: # id, speaker, run, substitutions, deletions, insertions, reference
     "Errors of every utterance in every run of a system; RecordError where a run occurs twice"
     runs, tables = {}, []
     for n, r in enumerate(_in_order(system), 1):
-        table = decode_counts(r, find_decode(r, split, decoder, system.checkpoint, settings))
+        table = decode_counts(r, find_decode(r, split, decoder, system.checkpoint))
         name = table.run.iloc[0]
         if name in runs: raise RecordError(f'{system.name}: {name} occurs in {runs[name]}, {r.run}; '
                                            'a run counts once, so leave all but one of them out')
@@ -68,18 +69,26 @@ def pooled_counts(system: System,
         tables.append(table.assign(run=f'run {n}'))
     return pd.concat(tables, ignore_index=True)
 
-# %% ../nbs/24_compare.ipynb #compare-comparable
+# %% ../nbs/24_compare.ipynb #compare-decodes
 LANGUAGE_MODEL = ('language_model', 'language_model_sha256')  # settings that name it, the content's hash last
 
-def _decodes(systems, split, decoder, settings=None):
+def _decodes(systems, split, decoder):
     "Every (record, decode) of a decoder"
-    return [(r, find_decode(r, split, decoder, s.checkpoint, settings)) for s in systems for r in s.records]
+    return [(r, find_decode(r, split, decoder, s.checkpoint)) for s in systems for r in s.records]
 
+# %% ../nbs/24_compare.ipynb #compare-language-model
+def _language_model(decode):
+    "What identifies a decoding's language model: the hash of its file, or its name"
+    name, content = (decode.settings.get(key) for key in LANGUAGE_MODEL)
+    return content or name
+
+# %% ../nbs/24_compare.ipynb #compare-data
 def _data(record, split):
     "What identifies the utterances of a split: their number and a hash"
     text = repr([(u.id, u.reference) for u in record.utterances[split]])
     return f'{len(record.utterances[split])} utterances ({hashlib.sha256(text.encode()).hexdigest()[:6]})'
 
+# %% ../nbs/24_compare.ipynb #compare-comparable
 def _same(what, values):
     "RecordError where runs, given as (run, fold, value), differ in something that must agree within a fold"
     found = {}
@@ -91,21 +100,19 @@ def _same(what, values):
 # %% ../nbs/24_compare.ipynb #compare-check-comparable
 def check_comparable(systems: list, # of System
                      split: str, # 'dev' or 'test'
-                     decoders: tuple, # names
-                     settings: dict = None # decoder → settings
+                     decoders: tuple # names
                     ):
-    "RecordError for more than one corpus, protocol or precision, or, within a fold, set of utterances or language model"
+    "RecordError for more than one corpus, protocol or precision, or, within a fold, test set or language model"
     records = [r for s in systems for r in s.records]
     _same('corpora', [(r.run, 0, r.corpus) for r in records])
     _same('protocols', [(r.run, 0, r.protocol) for r in records])
     _same('precisions of training', [(r.run, 0, r.config['training']['precision']) for r in records])
     for decoder in decoders:
-        found = _decodes(systems, split, decoder, (settings or {}).get(decoder))
+        found = _decodes(systems, split, decoder)
         _same(f'{split} sets', [(r.run, r.fold, _data(r, split)) for r, _ in found])
-        _same(f'language models ({decoder})', [(r.run, r.fold, d.settings.get(LANGUAGE_MODEL[1]) or d.settings.get(LANGUAGE_MODEL[0]))
-                                               for r, d in found])
+        _same(f'language models ({decoder})', [(r.run, r.fold, _language_model(d)) for r, d in found])
 
-# %% ../nbs/24_compare.ipynb #compare-noise
+# %% ../nbs/24_compare.ipynb #compare-rows-alike
 def _rows_alike(systems, reference):
     "The systems with the reference's folds and number of runs, each with runs of its own"
     rows, seen = [], set()
@@ -116,14 +123,15 @@ def _rows_alike(systems, reference):
         seen |= runs
     return rows if len(reference.records) > 1 and len(rows) > 1 else []
 
+# %% ../nbs/24_compare.ipynb #compare-noise
 def noise_of(groups: list, # lists of System, each with the same folds and number of runs
              split: str, # 'dev' or 'test'
-             decoder: str, # 'greedy', 'beam', …
-             settings: dict = None # that the decodings must have
+             decoder: str # 'greedy', 'beam', …
             ) -> RunNoise: # None without groups
     "What training again adds to the difference of two runs, from all pairs of systems within each group"
-    tables = [[pooled_counts(s, split, decoder, settings) for s in group] for group in groups if len(group) > 1]
-    return run_noise(tables) if tables else None
+    groups = [group for group in groups if len(group) > 1]
+    tables = [[pooled_counts(s, split, decoder) for s in group] for group in groups]
+    return run_noise(tables, [[recipe(s.records[0]) for s in group] for group in groups]) if groups else None
 
 # %% ../nbs/24_compare.ipynb #compare-rates
 MIN_RUNS = 3  # a row with fewer runs has no interval: it would not hold what another seed would give
@@ -132,79 +140,88 @@ def _rates(system, counts, decodes):
     "A system's rates under one decoder, percent"
     interval, characters = bootstrap_interval(counts), [d.characters for _, d in decodes]
     low, high = (interval.low, interval.high) if interval.runs >= MIN_RUNS else (float('nan'),) * 2
-    cer = 100 * sum(c.substitutions + c.deletions + c.insertions for c in characters) / sum(c.reference for c in characters)
+    errors = sum(c.substitutions + c.deletions + c.insertions for c in characters)
     by_run = tuple(round(error_rate(table), 2) for _, table in counts.groupby('run', sort=False))
-    return dict(model=system.name, runs=interval.runs, wer=interval.rate, low=low, high=high, cer=cer, by_run=by_run)
+    return dict(model=system.name, runs=interval.runs, wer=interval.rate, low=low, high=high,
+                cer=100 * errors / sum(c.reference for c in characters), by_run=by_run)
 
+# %% ../nbs/24_compare.ipynb #compare-test-columns
 def _test_columns(test):
     "A PairedTest as columns"
-    return dict(improvement=test.improvement, improvement_low=test.low, improvement_high=test.high, relative=test.relative,
-                p_value=test.p_value, detectable=test.detectable, detectable_relative=test.detectable_relative,
-                significant=test.significant, verdict=str(test))
+    return dict(improvement=test.improvement, improvement_low=test.low, improvement_high=test.high,
+                relative=test.relative, p_value=test.p_value, detectable=test.detectable,
+                detectable_relative=test.detectable_relative, significant=test.significant, verdict=str(test))
 
+# %% ../nbs/24_compare.ipynb #compare-control-columns
 def _control_columns(test):
     "The test against the control as columns"
     return dict(control_improvement=test.improvement, control_low=test.low, control_high=test.high,
                 control_relative=test.relative, control_p_value=test.p_value)
 
-# %% ../nbs/24_compare.ipynb #compare-rows
-def _decoder_rows(systems, baseline, control, split, decoder, settings, repeats):
+# %% ../nbs/24_compare.ipynb #compare-decoder-rows
+def _decoder_rows(systems, baseline, control, split, decoder, repeats):
     "Rows of the table under one decoder"
-    counts = {s.name: pooled_counts(s, split, decoder, settings) for s in systems}
+    counts = {s.name: pooled_counts(s, split, decoder) for s in systems}
     alike = _rows_alike(systems, baseline)
-    noise = noise_of([alike, *repeats], split, decoder, settings) if alike else None
-    def test(a, b): return paired_bootstrap(counts[a.name], counts[b.name], noise if a in alike and b in alike else None)
+    noise = noise_of(repeats or [alike], split, decoder) if alike else None
+    def test(a, b):
+        return paired_bootstrap(counts[a.name], counts[b.name], noise if a in alike and b in alike else None)
     for s in systems:
-        row = dict(decoder=decoder) | _rates(s, counts[s.name], _decodes([s], split, decoder, settings))
+        row = dict(decoder=decoder) | _rates(s, counts[s.name], _decodes([s], split, decoder))
         row |= dict(verdict='baseline') if s is baseline else _test_columns(test(baseline, s))
         if control and s not in (baseline, control): row |= _control_columns(test(control, s))
         yield row
 
-def _added(system, split, first, second, settings):
+# %% ../nbs/24_compare.ipynb #compare-rows
+def _added(system, split, first, second):
     "What the second decoder adds to the first, for one system"
-    test = paired_bootstrap(*(pooled_counts(system, split, d, settings.get(d)) for d in (first, second)))
-    return dict(model=system.name, change=f'{first} → {second}', **{f'{first} WER': test.baseline, f'{second} WER': test.system},
-                **_test_columns(test))
+    test = paired_bootstrap(*(pooled_counts(system, split, d) for d in (first, second)))
+    rates = {f'{first} WER': test.baseline, f'{second} WER': test.system}
+    return dict(model=system.name, change=f'{first} → {second}') | rates | _test_columns(test)
 
-# %% ../nbs/24_compare.ipynb #compare-devices
+# %% ../nbs/24_compare.ipynb #compare-by
 def _by(systems, of):
     "Value → names of the runs that have it"
     found = {}
     for r in (r for s in systems for r in s.records): found.setdefault(of(r), []).append(r.run)
     return found
 
+# %% ../nbs/24_compare.ipynb #compare-listed
 def _processor(record): return f'{record.device.type} ({record.device.name})'
 
+def _listed(found): return '; '.join(f'{name}: {", ".join(map(str, values))}' for name, values in found.items())
+
+# %% ../nbs/24_compare.ipynb #compare-devices
 def _run_notes(systems):
     "Notes on how the runs were made"
-    devices, revisions = _by(systems, _processor), _by(systems, lambda r: r.git.revision)
-    if len(devices) > 1:
-        listed = '; '.join(f'{device}: {", ".join(runs)}' for device, runs in devices.items())
-        yield f'Runs on different processors: {listed}.'
+    records, devices = [r for s in systems for r in s.records], _by(systems, _processor)
+    if len(devices) > 1: yield f'Runs on different processors: {_listed(devices)}.'
     readings = {s.name: sorted({len(r.epochs) for r in s.records}) for s in systems}
     if len({n for found in readings.values() for n in found}) > 1:
-        listed = '; '.join(f'{name} {", ".join(map(str, found))}' for name, found in readings.items())
-        yield f'Unequal numbers of dev readings, of which the best epoch was chosen: {listed}. More readings look better on dev.'
-    if len(revisions) > 1: yield 'The runs were made with different revisions of the code.'
-    if any(r.git.dirty for s in systems for r in s.records): yield 'Some runs were made with code that was not committed.'
-    if any(r.corpus == 'demo' for s in systems for r in s.records): yield 'The demo corpus is synthetic speech.'
+        yield (f'Unequal numbers of dev readings, of which the best epoch was chosen ({_listed(readings)}): '
+               'more readings look better on dev.')
+    if len({r.git.revision for r in records}) > 1: yield 'The runs were made with different revisions of the code.'
+    if any(r.git.dirty for r in records): yield 'Some runs were made with code that was not committed.'
+    if any(r.corpus == 'demo' for r in records): yield 'The demo corpus is synthetic speech.'
 
-# %% ../nbs/24_compare.ipynb #compare-notes
-def _settings_note(systems, split, decoder, settings):
+# %% ../nbs/24_compare.ipynb #compare-settings-note
+def _settings_note(systems, split, decoder):
     "Settings of a decoder that differ between the runs"
-    used = [d.settings for _, d in _decodes(systems, split, decoder, settings)]
+    used = [d.settings for _, d in _decodes(systems, split, decoder)]
     values = {k: sorted({str(u.get(k)) for u in used}) for k in used[0] if k not in LANGUAGE_MODEL}
     differing = [f'{k} {", ".join(v)}' for k, v in values.items() if len(v) > 1]
     if differing: yield f'{decoder}: settings differ between the runs: {"; ".join(differing)}.'
 
-def _notes(systems, baseline, split, decoders, settings):
+# %% ../nbs/24_compare.ipynb #compare-notes
+def _notes(systems, baseline, split, decoders):
     "What a reader has to know beside the numbers"
     few = [s.name for s in systems if len(s.records) < MIN_RUNS]
     if few: yield f'Fewer than {MIN_RUNS} runs, so no interval: {", ".join(few)}.'
-    if any(len(s.records) == 1 for s in systems): yield 'A test with one run each holds for these checkpoints, not their recipes.'
+    if any(len(s.records) == 1 for s in systems):
+        yield 'A test with one run each holds for these checkpoints, not for their recipes.'
     if len(systems) > 2: yield (f'{len(systems) - 1} systems are compared with {baseline.name}; '
                                 'the p values are not corrected for that number.')
-    for decoder in decoders: yield from _settings_note(systems, split, decoder, settings.get(decoder))
+    for decoder in decoders: yield from _settings_note(systems, split, decoder)
     yield from _run_notes(systems)
 
 # %% ../nbs/24_compare.ipynb #compare-comparison
@@ -219,17 +236,22 @@ class Comparison:
     notes: list = field(default_factory=list)
     control: str | None = None  # name of the second reference
 
+# %% ../nbs/24_compare.ipynb #compare-find
 def _find(systems, name):
     "The system of this name; RecordError with the names there are"
     named = {s.name: s for s in systems}
     if name not in named: raise RecordError(f'no system is called {name!r}; there are {", ".join(named)}')
     return named[name]
 
+# %% ../nbs/24_compare.ipynb #compare-decoders-of-all
 def _decoders_of_all(systems, split):
     "Decoders that every run has for this split, greedy first"
-    each = [[d.decoder for d in r.decodes if (d.split, d.checkpoint) == (split, s.checkpoint)] for s in systems for r in s.records]
-    found = tuple(sorted((d for d in dict.fromkeys(each[0]) if all(d in there for there in each)), key='greedy'.__ne__))
-    if not found: raise RecordError(f'no decoder has read {split} in every run of {", ".join(s.name for s in systems)}; '
+    each = [[d.decoder for d in r.decodes if (d.split, d.checkpoint) == (split, s.checkpoint)]
+            for s in systems for r in s.records]
+    shared = (d for d in dict.fromkeys(each[0]) if all(d in there for there in each))
+    found = tuple(sorted(shared, key='greedy'.__ne__))
+    names = ', '.join(s.name for s in systems)
+    if not found: raise RecordError(f'no decoder has read {split} in every run of {names}; '
                                     'evaluate them first (self-distill evaluate)')
     return found
 
@@ -238,56 +260,57 @@ def compare(systems: list, # of System, or of Record (then grouped by recipe)
             split: str = 'test', # 'dev' or 'test'
             baseline: str = None, # name of the system that the others are compared with (None: the first)
             decoders: tuple = None, # which (None: those that every run has)
-            settings: dict = None, # decoder → settings its decodings must have, e.g. {'beam': {'beam_width': 10}}
             control: str = None, # name of a second reference, e.g. the row of equal compute
-            repeats: list = () # more lists of System, each with the same runs, for the noise of training
+            repeats: list = None # lists of System that tell the noise of training (None: one list, those compared)
            ) -> Comparison:
     "Compare systems from their records: pooled rates, intervals, paired tests and detectable differences"
     if not systems: raise RecordError('nothing to compare: give at least one record (train and evaluate a run first)')
     systems = systems_of(systems) if isinstance(systems[0], Record) else list(systems)
-    first, settings = _find(systems, baseline) if baseline else systems[0], settings or {}
+    first = _find(systems, baseline) if baseline else systems[0]
     second = _find(systems, control) if control else None
     decoders = tuple(decoders) if decoders else _decoders_of_all(systems, split)
-    check_comparable(systems, split, decoders, settings)
-    rows = [row for d in decoders for row in _decoder_rows(systems, first, second, split, d, settings.get(d), repeats)]
-    added = [_added(s, split, decoders[0], d, settings) for d in decoders[1:] for s in systems]
+    check_comparable(systems, split, decoders)
+    rows = [row for d in decoders for row in _decoder_rows(systems, first, second, split, d, repeats)]
+    added = [_added(s, split, decoders[0], d) for d in decoders[1:] for s in systems]
     return Comparison(split, ', '.join(_by(systems, _processor)), first.name, pd.DataFrame(rows), pd.DataFrame(added),
-                      list(_notes(systems, first, split, decoders, settings)), control)
+                      list(_notes(systems, first, split, decoders)), control)
 
-# %% ../nbs/24_compare.ipynb #compare-texts
+# %% ../nbs/24_compare.ipynb #compare-rate-text
 def rate_text(row) -> str: # row: of `Comparison.table`
     "A rate with its interval: '10.23 [8.61, 11.94]'; without, where the row has too few runs"
     return f'{row.wer:.2f}' + ('' if pd.isna(row.low) else f' [{row.low:.2f}, {row.high:.2f}]')
 
-def _improvement_text(improvement, relative, p_value):
-    "An improvement as a cell"
+# %% ../nbs/24_compare.ipynb #compare-improvement-text
+def _improvement_text(row, prefix=''):
+    "An improvement over the baseline (or, with the prefix 'control_', the control) as a cell"
+    improvement, relative, p = (row.get(prefix + k) for k in ('improvement', 'relative', 'p_value'))
     if pd.isna(improvement): return '–'
-    return f'{improvement:+.2f} ({relative:+.1f} %), {p_text(p_value)}{"" if p_value < 0.05 else ", not significant"}'
+    return f'{improvement:+.2f} ({relative:+.1f} %), {p_text(p)}{"" if p < 0.05 else ", not significant"}'
 
+# %% ../nbs/24_compare.ipynb #compare-texts
 def summary_table(comparison: Comparison
                  ) -> pd.DataFrame: # of text; a row per system
     "Model, WER by decoder, and improvement by decoder over the baseline (and over the control), as text"
+    over = {'': 'Improvement'} | ({'control_': f'Over {comparison.control}'} if comparison.control else {})
     rows = []
     for model, group in comparison.table.groupby('model', sort=False):
         decoders = [r for _, r in group.iterrows()]
         cells = {'Model': model} | {f'{r.decoder.capitalize()} WER (%)': rate_text(r) for r in decoders}
-        for prefix, name in [('', 'Improvement')] + [('control_', f'Over {comparison.control}')] * bool(comparison.control):
-            cells |= {f'{name}, {r.decoder}': _improvement_text(*(r.get(prefix + k) for k in ('improvement', 'relative', 'p_value')))
-                      for r in decoders}
-        rows.append(cells)
+        rows.append(cells | {f'{name}, {r.decoder}': _improvement_text(r, prefix)
+                             for prefix, name in over.items() for r in decoders})
     return pd.DataFrame(rows)
 
 # %% ../nbs/24_compare.ipynb #compare-added-table
 def added_table(comparison: Comparison
                ) -> pd.DataFrame: # of text; a row per system
     "What the language model (the second decoder) adds to each system, as text"
-    return pd.DataFrame([{'Model': r.model, 'Decoder': r.change,
-                          'Gain (points)': f'{r.improvement:+.2f} [{r.improvement_low:+.2f}, {r.improvement_high:+.2f}]',
-                          'Relative (%)': f'{r.relative:+.1f}',
-                          'Test': p_text(r.p_value) + ('' if r.significant else ', not significant')}
-                         for r in comparison.added.itertuples()])
+    return pd.DataFrame([{
+        'Model': r.model, 'Decoder': r.change,
+        'Gain (points)': f'{r.improvement:+.2f} [{r.improvement_low:+.2f}, {r.improvement_high:+.2f}]',
+        'Relative (%)': f'{r.relative:+.1f}', 'Test': p_text(r.p_value) + ('' if r.significant else ', not significant')
+    } for r in comparison.added.itertuples()])
 
-# %% ../nbs/24_compare.ipynb #compare-comparison-text
+# %% ../nbs/24_compare.ipynb #compare-row-text
 def _row_text(row, comparison):
     "A row in sentences"
     runs = f'; by run {", ".join(f"{x:.2f}" for x in row.by_run)}' if row.runs > 1 else ''
@@ -295,29 +318,35 @@ def _row_text(row, comparison):
     if row.verdict != 'baseline': lines.append(f'  against {comparison.baseline}: {row.verdict}')
     if not pd.isna(row.get('control_improvement')):
         lines.append(f'  against {comparison.control}: {row.control_improvement:+.2f} points '
-                     f'[{row.control_low:+.2f}, {row.control_high:+.2f}], {row.control_relative:+.1f} % relative, {p_text(row.control_p_value)}')
+                     f'[{row.control_low:+.2f}, {row.control_high:+.2f}], {row.control_relative:+.1f} % relative, '
+                     f'{p_text(row.control_p_value)}')
     return lines
 
+# %% ../nbs/24_compare.ipynb #compare-comparison-text
 def comparison_text(comparison: Comparison) -> str:
     "The whole comparison as plain text"
-    parts = [f'{comparison.split.title()} set, {comparison.device}', summary_table(comparison).to_string(index=False), '']
+    summary = summary_table(comparison).to_string(index=False)
+    parts = [f'{comparison.split.title()} set, {comparison.device}', summary, '']
     for _, row in comparison.table.iterrows(): parts += _row_text(row, comparison)
-    if len(comparison.added): parts += ['', 'What the language model adds', added_table(comparison).to_string(index=False)]
+    if len(comparison.added):
+        parts += ['', 'What the language model adds', added_table(comparison).to_string(index=False)]
     return '\n'.join(parts + ([''] + comparison.notes if comparison.notes else []))
 
-# %% ../nbs/24_compare.ipynb #compare-sets
+# %% ../nbs/24_compare.ipynb #compare-set-tables
 def _set_tables(baselines, system, split, decoder):
     "Counts of a set's systems, the system first; runs are named by the seeds that all of them used"
     systems = [system, *baselines]
     check_comparable(systems, split, (decoder,))
     counted = {s.name: len(s.records) for s in systems}
     if len(set(counted.values())) > 1:
-        raise RecordError('the systems of a set have different numbers of runs '
-                          f'({", ".join(f"{name}: {n}" for name, n in counted.items())}); give them the same folds and seeds')
+        listed = ', '.join(f'{name}: {n}' for name, n in counted.items())
+        raise RecordError(f'the systems of a set have different numbers of runs ({listed}); '
+                          'give them the same folds and seeds')
     seeds = zip(*([(r.fold, r.config['seed']) for r in _in_order(s)] for s in systems))
     draws = {f'run {n}': str(draw) for n, draw in enumerate(seeds, 1)}
     return [pooled_counts(s, split, decoder).assign(run=lambda t: t.run.map(draws)) for s in systems]
 
+# %% ../nbs/24_compare.ipynb #compare-sets
 def _averaged(tables):
     "Tables of counts as one, averaged where a run holds an utterance several times"
     return pd.concat(tables).groupby(['id', 'speaker', 'run'], as_index=False, dropna=False)[[*PARTS]].mean()
@@ -327,12 +356,12 @@ def pooled_test(sets: list, # of (baselines, system): Systems whose mean counts,
                 split: str, # 'dev' or 'test'
                 decoder: str # 'greedy', 'beam', …
                ) -> PairedTest: # its `runs` are pairs of different seeds
-    """One paired test of a comparison made several times: differences within a set, averaged over sets of the same seeds,
-    pooled over the others. RecordError where the systems of a set cannot be compared or differ in their number of runs"""
+    """One paired test of a comparison made several times: differences within a set, averaged over sets of the same
+    seeds, pooled over the others. RecordError where the systems of a set cannot be compared, or differ in runs"""
     tables = [_set_tables(baselines, system, split, decoder) for baselines, system in sets]
     rows = [_averaged(row) for row in zip(*tables)]
     baseline = _averaged([table for _, *baselines in tables for table in baselines])
-    return paired_bootstrap(baseline, rows[0], run_noise([rows]))
+    return paired_bootstrap(baseline, rows[0], run_noise([rows], [['system'] + ['baseline'] * (len(rows) - 1)]))
 
 # %% ../nbs/24_compare.ipynb #compare-by-speaker
 def by_speaker(systems: list, # of System; the first is compared with the last
@@ -347,7 +376,7 @@ def by_speaker(systems: list, # of System; the first is compared with the last
     table = pd.DataFrame({'words': words} | rates).assign(improvement=rates[first] - rates[last])
     return table.sort_values(first, ascending=False, kind='stable')
 
-# %% ../nbs/24_compare.ipynb #compare-wins
+# %% ../nbs/24_compare.ipynb #compare-utterances
 def _utterances(system, split, decoder):
     "By utterance: errors (mean over runs) and text (of the first run)"
     counts = pooled_counts(system, split, decoder)
@@ -357,6 +386,7 @@ def _utterances(system, split, decoder):
     table = counts.assign(errors=errors_of(counts)).groupby('id').errors.mean().to_frame()
     return table.assign(text=table.index.map(texts))
 
+# %% ../nbs/24_compare.ipynb #compare-wins
 def wins_and_losses(baseline: System,
                     system: System,
                     split: str = 'test', # 'dev' or 'test'
@@ -366,9 +396,10 @@ def wins_and_losses(baseline: System,
     check_comparable([baseline, system], split, (decoder,))
     a, b = (_utterances(s, split, decoder) for s in (baseline, system))
     spoken = {u.id: u for r in baseline.records for u in r.utterances[split]}
-    table = pd.DataFrame(dict(speaker={i: u.speaker for i, u in spoken.items()}, baseline_errors=a.errors, system_errors=b.errors,
-                              gain=a.errors - b.errors, reference={i: u.reference for i, u in spoken.items()},
-                              baseline_text=a.text, system_text=b.text)).rename_axis('id')
+    table = pd.DataFrame(dict(
+        speaker={i: u.speaker for i, u in spoken.items()}, baseline_errors=a.errors, system_errors=b.errors,
+        gain=a.errors - b.errors, reference={i: u.reference for i, u in spoken.items()}, baseline_text=a.text,
+        system_text=b.text)).rename_axis('id')
     return table.sort_values('gain', ascending=False, kind='stable')
 
 # %% ../nbs/24_compare.ipynb #compare-confusions
@@ -380,7 +411,8 @@ def confusion_table(systems: list, # of System
     "The most frequent word substitutions, those of the first system first"
     columns = {}
     for s in systems:
-        texts = [(u.reference, h) for r, d in _decodes([s], split, decoder) for u, h in zip(r.utterances[split], d.hypotheses)]
+        texts = [(u.reference, text) for r, d in _decodes([s], split, decoder)
+                 for u, text in zip(r.utterances[split], d.hypotheses)]
         found = confusions(*zip(*texts)).set_index(['reference', 'hypothesis'])['count']
         columns[s.name] = found / max(Counter(u.id for r in s.records for u in r.utterances[split]).values())
     order = [systems[0].name, 'reference', 'hypothesis']

@@ -56,20 +56,21 @@ def _sync_folder(folder):
 # %% ../nbs/00_config.ipynb #atomic-write
 @contextmanager
 def atomic_write(path, # file to replace; its folder is made
-                 mode='w' # or 'wb'
+                 mode='w', # or 'wb'
+                 durable: bool = True # force it to the disk; False for what can be computed again, such as a cache
                 ): # an open file
     "A file that takes the place of `path` when the block ends, and leaves nothing behind when it fails"
     path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    temporary = path.with_name(f'.{path.name}.{os.urandom(4).hex()}.tmp')
     text = {} if 'b' in mode else dict(encoding='utf-8', newline='\n')
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(temporary, mode, **text) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable: os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        if durable: _sync_folder(path.parent)
     finally: temporary.unlink(missing_ok=True)
 
 # %% ../nbs/00_config.ipynb #section
@@ -172,6 +173,11 @@ class LossWeights:
     alpha: NonNegative = 0.7         # soft targets of the teacher
     beta: NonNegative = 0.2          # hard CTC against the transcript
     gamma: NonNegative = 0.1         # hidden layers
+
+    @model_validator(mode='after')
+    def _any(self):
+        if not (self.alpha or self.beta or self.gamma): raise ValueError('alpha, beta and gamma are all 0: nothing would be learnt')
+        return self
 
 # %% ../nbs/00_config.ipynb #temperature-config
 @dataclass(config=SECTION)

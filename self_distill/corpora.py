@@ -4,25 +4,26 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'SPLITS', 'CACHE_FORMAT', 'CORPORA', 'FOLDS', 'AN4_URL', 'AN4_SHA256', 'check_manifest', 'file_kinds',
-           'read_array', 'compute_features', 'FeatureCache', 'store', 'Corpus', 'register', 'load_corpus', 'demo',
-           'read_transcription', 'read_sphinx', 'every_eighth', 'split_speakers', 'download', 'unpack', 'fetch_an4',
-           'an4', 'audio_seconds', 'default_split', 'read_table', 'csv_manifest']
+           'audio_seconds', 'read_array', 'compute_features', 'store', 'FeatureCache', 'Corpus', 'register',
+           'load_corpus', 'demo', 'read_transcription', 'read_sphinx', 'every_eighth', 'split_speakers', 'download',
+           'unpack', 'fetch_an4', 'an4', 'default_split', 'read_table', 'csv_manifest']
 
 # %% ../nbs/04_corpora.ipynb #imports
 import csv, hashlib, http.client, json, os, re, shutil, tarfile, tempfile, urllib.error, urllib.request, warnings, zlib
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np, pandas as pd, soundfile, torch
+from fastcore.basics import patch
 from filelock import FileLock
 
-from .config import DataConfig, FeatureConfig, TextConfig, root_path
+from .config import DataConfig, FeatureConfig, TextConfig, atomic_write, root_path
 from .demo import demo_corpus
 from .features import FRAMES_PER_SECOND, add_deltas, corpus_statistics, log_mel, mfcc, read_audio, read_mfc
 from .text import build_tokenizer, normalizer
 
-# %% ../nbs/04_corpora.ipynb #check-manifest
+# %% ../nbs/04_corpora.ipynb #columns
 COLUMNS = ['id', 'path', 'text', 'split', 'speaker', 'duration']
 SPLITS = ['train', 'dev', 'test']
 
@@ -31,50 +32,86 @@ def _some(values):
     values = sorted(map(str, values))
     return ', '.join(values[:5]) + (f' and {len(values) - 5} more' if len(values) > 5 else '')
 
+# %% ../nbs/04_corpora.ipynb #check-manifest
+def _manifest_fault(manifest):
+    "How ids, splits or columns contradict each other, with the remedy; None where they do not"
+    missing = [c for c in COLUMNS if c not in manifest]
+    if missing: return f'the manifest lacks the columns {missing}; it has {list(manifest)}'
+    double = manifest.id[manifest.id.duplicated()].unique()
+    if len(double): return f'ids given more than once: {_some(double)}; each utterance needs its own'
+    wrong = set(manifest.split) - set(SPLITS)
+    if wrong: return f'splits {_some(wrong)} are unknown; name them {", ".join(SPLITS)}'
+    both = manifest.split.groupby(manifest.path.map(os.path.normpath)).nunique()
+    if (both > 1).any(): return f'recordings in more than one split: {_some(both.index[both > 1])}; keep each in one'
+    empty = set(SPLITS) - set(manifest.split)
+    if empty: return f'no utterance in split {_some(empty)} of {len(manifest)} utterances; each split needs some'
+
 def check_manifest(manifest: pd.DataFrame, # with at least `COLUMNS`
                    source                  # what to call it in an error: the file or the corpus
                   ) -> pd.DataFrame: # the same rows, columns in order
     "Refuse a table whose ids, splits or columns contradict each other"
-    missing = [c for c in COLUMNS if c not in manifest]
-    if missing: raise ValueError(f'{source}: the manifest lacks the columns {missing}; it has {list(manifest)}')
-    double = manifest.id[manifest.id.duplicated()].unique()
-    if len(double): raise ValueError(f'{source}: ids given more than once: {_some(double)}; each utterance needs its own')
-    wrong = set(manifest.split) - set(SPLITS)
-    if wrong: raise ValueError(f'{source}: splits {_some(wrong)} are unknown; name them {", ".join(SPLITS)}')
-    both = manifest.split.groupby(manifest.path.map(os.path.normpath)).nunique()
-    if (both > 1).any(): raise ValueError(f'{source}: recordings in more than one split: {_some(both.index[both > 1])}; keep each in one')
-    empty = [s for s in SPLITS if s not in set(manifest.split)]
-    if empty: raise ValueError(f'{source}: no utterance in split {_some(empty)} of {len(manifest)} utterances; each split needs some')
+    fault = _manifest_fault(manifest)
+    if fault: raise ValueError(f'{source}: {fault}')
     return manifest[COLUMNS].reset_index(drop=True)
 
-# %% ../nbs/04_corpora.ipynb #compute-features
+# %% ../nbs/04_corpora.ipynb #file-kinds
 def file_kinds(path) -> tuple: # of values of `features.kind`
     "What can be made of a file, by its suffix"
     return {'.mfc': ('mfcc',), '.npy': ('precomputed',)}.get(Path(path).suffix.lower(), ('log_mel', 'mfcc'))
+
+# %% ../nbs/04_corpora.ipynb #audio-seconds
+def audio_seconds(path) -> float: # NaN where the file does not state it
+    "The duration in an audio file's header"
+    if not os.path.isfile(path): return np.nan
+    try: return soundfile.info(path).duration
+    except (soundfile.SoundFileError, RuntimeError): return np.nan
+
+# %% ../nbs/04_corpora.ipynb #read-array
+def _array_fault(x):
+    "What makes a stored array no features, with the remedy; None where nothing does"
+    if not isinstance(x, np.ndarray): return 'holds several arrays; store one with numpy.save'
+    if x.ndim != 2 or not x.size or x.dtype.kind not in 'fiu':
+        return f'an array of {x.dtype} {x.shape}; features are numbers in (frames, width)'
+    with np.errstate(over='ignore'): finite = np.isfinite(x.astype(np.float32)).all()
+    if not finite: return 'holds values that are not finite in float32; compute the features again'
 
 def read_array(path # a `.npy` file
               ) -> torch.Tensor: # (T, F) float32
     "Features that were computed elsewhere and stored by NumPy"
     try: x = np.load(path, allow_pickle=False)
-    except FileNotFoundError: raise ValueError(f'{path}: no such feature file; check the path and the folder it is relative to') from None
-    except (ValueError, EOFError, OSError, MemoryError) as e: raise ValueError(f'{path}: not readable as a NumPy array ({e}); store it with numpy.save') from None
-    if not isinstance(x, np.ndarray): raise ValueError(f'{path}: holds several arrays; store one with numpy.save')
-    if x.ndim != 2 or not x.size or x.dtype.kind not in 'fiu': raise ValueError(f'{path}: an array of {x.dtype} {x.shape}; features are numbers in (frames, width)')
-    with np.errstate(over='ignore'): x = x.astype(np.float32)
-    if not np.isfinite(x).all(): raise ValueError(f'{path}: holds values that are not finite in float32; compute the features again')
-    return torch.from_numpy(x)
+    except (ValueError, EOFError, OSError, MemoryError) as e:
+        raise ValueError(f'{path}: not readable as a NumPy array ({e}); store it with numpy.save') from None
+    fault = _array_fault(x)
+    if fault: raise ValueError(f'{path}: {fault}')
+    return torch.from_numpy(x.astype(np.float32))
 
-def compute_features(path,                    # recording or feature file
-                     settings: FeatureConfig # kind, sample rate, bins
-                    ) -> torch.Tensor:        # (T, F) float32, not normalised
-    "The features of one utterance, computed from its file"
-    if settings.kind not in file_kinds(path):
-        raise ValueError(f"{path}: features.kind {settings.kind!r} cannot be made of this file; set it to {' or '.join(map(repr, file_kinds(path)))}")
+# %% ../nbs/04_corpora.ipynb #compute-features
+def _compute(path, settings):
+    "Features by the file's suffix and the settings' kind"
     if settings.kind == 'precomputed': return read_array(path)
     if Path(path).suffix.lower() == '.mfc': return add_deltas(read_mfc(path))
     wave = read_audio(path, settings.sample_rate)
-    try: return add_deltas(mfcc(wave, settings.sample_rate)) if settings.kind == 'mfcc' else log_mel(wave, settings.sample_rate, settings.n_mels)
+    try:
+        if settings.kind == 'mfcc': return add_deltas(mfcc(wave, settings.sample_rate))
+        return log_mel(wave, settings.sample_rate, settings.n_mels)
     except ValueError as e: raise ValueError(f'{path}: {e}') from None
+
+def compute_features(path,                    # recording or feature file
+                     settings: FeatureConfig  # kind, sample rate, bins
+                    ) -> torch.Tensor:        # (T, F) float32, not normalised
+    "The features of one utterance, computed from its file"
+    kinds = file_kinds(path)
+    if settings.kind in kinds: return _compute(path, settings)
+    raise ValueError(f'{path}: features.kind {settings.kind!r} cannot be made of this file; '
+                     f'set it to {" or ".join(map(repr, kinds))}')
+
+# %% ../nbs/04_corpora.ipynb #store
+def store(file: Path, array):
+    "Write `array` to `file` so that a reader finds all of it or nothing"
+    try:
+        with atomic_write(file, 'wb', durable=False) as whole: np.save(whole, array)
+    except OSError as e:
+        raise OSError(f'{file}: the cache cannot be written ({e}); make room, or change data.cache') from e
 
 # %% ../nbs/04_corpora.ipynb #feature-cache
 CACHE_FORMAT = 1 # raised when the features' definition changes
@@ -85,36 +122,38 @@ class FeatureCache:
     folder: Path             # of the cache
     settings: FeatureConfig  # kind, sample rate, bins
 
-    def file(self, path) -> Path:
-        "The cache file for the features of `path`"
-        try: status = os.stat(path)
-        except (OSError, ValueError): raise ValueError(f'{path}: no such file; check the path and the folder it is relative to') from None
-        s = self.settings
-        key = [CACHE_FORMAT, os.path.abspath(path), status.st_size, status.st_mtime_ns, s.kind, s.sample_rate, s.n_mels]
-        name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
-        return self.folder/name[:2]/f'{name}.npy'
+# %% ../nbs/04_corpora.ipynb #cache-file
+@patch
+def file(self: FeatureCache,
+         path # recording or feature file
+        ) -> Path:
+    "The cache file for the features of `path`"
+    try: status = os.stat(path)
+    except (OSError, ValueError):
+        raise ValueError(f'{path}: no such file; check the path and the folder it is relative to') from None
+    s = self.settings
+    key = [CACHE_FORMAT, os.path.abspath(path), status.st_size, status.st_mtime_ns, s.kind, s.sample_rate, s.n_mels]
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+    return self.folder/name[:2]/f'{name}.npy'
 
-    def __call__(self, row # anything with a `path`
-                ) -> torch.Tensor: # (T, F) float32, not normalised
-        file = self.file(row.path)
-        try: return torch.from_numpy(np.load(file, allow_pickle=False))
-        except (OSError, ValueError, EOFError): x = compute_features(row.path, self.settings)
-        store(file, x.numpy())
-        return x
+# %% ../nbs/04_corpora.ipynb #cache-read
+@patch
+def __call__(self: FeatureCache,
+             row # anything with a `path`
+            ) -> torch.Tensor: # (T, F) float32, not normalised
+    "The features of `row`"
+    file = self.file(row.path)
+    try: return torch.from_numpy(np.load(file, allow_pickle=False))
+    except (OSError, ValueError, EOFError): x = compute_features(row.path, self.settings)
+    store(file, x.numpy())
+    return x
 
-    def shape(self, row) -> tuple:
-        "(T, F), from the cache file's header alone where there is one"
-        try: return np.load(self.file(row.path), mmap_mode='r', allow_pickle=False).shape
-        except (OSError, ValueError, EOFError): return tuple(self(row).shape)
-
-# %% ../nbs/04_corpora.ipynb #store
-def store(file: Path, array):
-    "Write `array` to `file` so that a reader finds all of it or nothing"
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, suffix='.part', delete=False) as part: np.save(part, array)
-        os.replace(part.name, file)
-    except OSError as e: raise OSError(f'{file}: the cache cannot be written ({e}); make room, or set data.cache to a folder that can') from e
+# %% ../nbs/04_corpora.ipynb #cache-shape
+@patch
+def shape(self: FeatureCache, row) -> tuple:
+    "(T, F), from the cache file's header alone where there is one"
+    try: return np.load(self.file(row.path), mmap_mode='r', allow_pickle=False).shape
+    except (OSError, ValueError, EOFError): return tuple(self(row).shape)
 
 # %% ../nbs/04_corpora.ipynb #corpus
 @dataclass
@@ -128,39 +167,74 @@ class Corpus:
     tokenizer: object       # the vocabulary that the text settings ask for
     skipped: list = field(default_factory=list) # (id, reason) of utterances left out
 
-    def rows(self, split) -> pd.DataFrame:
-        "The rows of one split"
-        if split not in SPLITS: raise ValueError(f'split {split!r}: choose {", ".join(SPLITS)}')
-        return self.manifest[self.manifest.split == split].reset_index(drop=True)
+# %% ../nbs/04_corpora.ipynb #corpus-rows
+@patch
+def rows(self: Corpus, split) -> pd.DataFrame:
+    "The rows of one split"
+    if split not in SPLITS: raise ValueError(f'split {split!r}: choose {", ".join(SPLITS)}')
+    return self.manifest[self.manifest.split == split].reset_index(drop=True)
 
-    def statistics(self) -> tuple:
-        "Mean and standard deviation of every feature over the training split"
-        return corpus_statistics(self.read(row) for row in self.rows('train').itertuples())
+# %% ../nbs/04_corpora.ipynb #statistics
+@patch
+def statistics(self: Corpus) -> tuple:
+    "Mean and standard deviation of every feature over the training split"
+    return corpus_statistics(self.read(row) for row in self.rows('train').itertuples())
 
-    def summary(self) -> pd.DataFrame:
-        "What each split holds"
-        groups = self.manifest.assign(words=self.manifest.text.str.split().str.len()).groupby('split')
-        table = groups.agg(utterances=('id', 'size'), speakers=('speaker', 'nunique'), words=('words', 'sum'), minutes=('duration', 'sum'))
-        return table.assign(minutes=(table.minutes/60).round(1)).loc[SPLITS]
+# %% ../nbs/04_corpora.ipynb #summary
+@patch
+def summary(self: Corpus) -> pd.DataFrame:
+    "What each split holds"
+    groups = self.manifest.assign(words=self.manifest.text.str.split().str.len()).groupby('split')
+    return groups.agg(utterances=('id', 'size'), speakers=('speaker', 'nunique'), words=('words', 'sum'),
+                      minutes=('duration', lambda d: d.sum()/60)).round(dict(minutes=1)).loc[SPLITS]
 
 # %% ../nbs/04_corpora.ipynb #register
 CORPORA = {}
 
 def register(name):
-    "Make a function `DataConfig -> manifest` (texts as written) known as corpus `name`"
+    "Make a function known as corpus `name`"
     def keep(make): CORPORA[name] = make; return make
     return keep
 
-def _keep_good(manifest, check, on_error, skipped):
-    "The rows that `check(row)` accepts; the others raise, or go to `skipped`"
-    good = []
+# %% ../nbs/04_corpora.ipynb #each-row
+def _each_row(manifest, make, on_error, skipped):
+    "The rows for which `make(row)` works, and its values; the others raise, or go to `skipped`"
+    values = {}
     for row in manifest.itertuples():
-        try: check(row)
+        try: values[row.Index] = make(row)
         except ValueError as e:
-            if on_error == 'raise': raise ValueError(f"utterance {row.id!r}: {e} (or leave such utterances out: data.on_error 'skip')") from None
-            skipped.append((row.id, str(e)))
-        else: good.append(row.Index)
-    return manifest.loc[good].reset_index(drop=True)
+            if on_error == 'skip': skipped.append((row.id, str(e)))
+            else: raise ValueError(f"utterance {row.id!r}: {e} "
+                                   "(or leave such utterances out: data.on_error 'skip')") from None
+    return manifest.loc[list(values)].reset_index(drop=True), list(values.values())
+
+# %% ../nbs/04_corpora.ipynb #row-text
+def _row_text(row, normalize):
+    "A row's normalized transcript"
+    text = normalize(row.text)
+    if not text: raise ValueError(f'its transcript {row.text!r} holds no word; write what is spoken')
+    return text
+
+# %% ../nbs/04_corpora.ipynb #row-labels
+def _row_labels(row, tokenizer):
+    "A row's labels; None for a word of dev or test, which training may lack"
+    if row.split == 'train' or tokenizer.kind == 'character': return tokenizer.encode(row.text)
+
+# %% ../nbs/04_corpora.ipynb #one-width
+def _one_width(shapes, source):
+    "The width F that all features share"
+    widths = Counter(width for _, width in shapes)
+    if len(widths) == 1: return widths.popitem()[0]
+    raise ValueError(f'{source}: frames of different widths (width: utterances) {dict(widths)}; '
+                     'compute all features alike')
+
+# %% ../nbs/04_corpora.ipynb #shared-speakers
+def _warn_of_shared_speakers(manifest, source):
+    "Warn of speakers in more than one split"
+    splits = manifest[manifest.speaker != 'unknown'].groupby('speaker').split.nunique()
+    if (splits > 1).any(): warnings.warn(
+        f'{source}: speakers in more than one split: {_some(splits.index[splits > 1])}; '
+        'report with every result that voices are shared', stacklevel=3)
 
 # %% ../nbs/04_corpora.ipynb #load-corpus
 def load_corpus(data: DataConfig,       # which corpus, where, how it is split
@@ -168,31 +242,23 @@ def load_corpus(data: DataConfig,       # which corpus, where, how it is split
                 features: FeatureConfig # what a frame is
                ) -> Corpus:
     "The corpus that `data` names, with texts normalized and features in the cache"
-    if data.corpus not in CORPORA: raise ValueError(f'data.corpus {data.corpus!r} is unknown; choose {", ".join(CORPORA)}')
-    source, skipped, texts, shapes = data.path or data.corpus, [], {}, {}
-    cache, normalize = FeatureCache(root_path(data.cache)/'features', features), normalizer(text)
-
-    def check_text(row):
-        texts[row.id] = normalize(row.text)
-        if not texts[row.id]: raise ValueError(f'its transcript {row.text!r} holds no word; write what is said')
-    def check_labels(row): # a word that training lacks is dev's or test's to miss; of characters a vocabulary has all
-        if row.split == 'train' or tokenizer.kind == 'character': tokenizer.encode(row.text)
-    def check_features(row): shapes[row.id] = cache.shape(row)
-
+    if data.corpus not in CORPORA:
+        raise ValueError(f'data.corpus {data.corpus!r} is unknown; choose {", ".join(CORPORA)}')
+    source, skipped, normalize = data.path or data.corpus, [], normalizer(text)
+    cache = FeatureCache(root_path(data.cache)/'features', features)
+    keep = lambda manifest, make: _each_row(manifest, make, data.on_error, skipped)
     manifest = check_manifest(CORPORA[data.corpus](data, features), source)
-    manifest = _keep_good(manifest, check_text, data.on_error, skipped)
-    manifest['text'] = manifest.id.map(texts)
+    manifest, texts = keep(manifest, lambda row: _row_text(row, normalize))
+    manifest['text'] = texts
     tokenizer = build_tokenizer(text, manifest.text[manifest.split == 'train'])
-    manifest = _keep_good(manifest, check_labels, data.on_error, skipped)
-    manifest = _keep_good(manifest, check_features, data.on_error, skipped)
+    manifest, _ = keep(manifest, lambda row: _row_labels(row, tokenizer))
+    manifest, shapes = keep(manifest, cache.shape)
     check_manifest(manifest, f'{source} ({len(skipped)} utterances skipped)')
-    voices = manifest[manifest.speaker != 'unknown'].groupby('speaker').split.nunique()
-    if (voices > 1).any(): warnings.warn(f'{source}: speakers in more than one split: {_some(voices.index[voices > 1])}; their voices are not unheard, so say so with any result', stacklevel=2)
-    widths = Counter(width for _, width in shapes.values())
-    if len(widths) > 1: raise ValueError(f'{source}: frames of different widths (width: utterances) {dict(widths)}; compute all features alike')
-    manifest['frames'] = [shapes[i][0] for i in manifest.id]
+    _warn_of_shared_speakers(manifest, source)
+    manifest['frames'] = [frames for frames, _ in shapes]
     manifest['duration'] = manifest.duration.fillna(manifest.frames/FRAMES_PER_SECOND)
-    return Corpus(data.corpus, manifest, cache, *widths, features.kind == 'log_mel', tokenizer, skipped)
+    width = _one_width(shapes, source)
+    return Corpus(data.corpus, manifest, cache, width, features.kind == 'log_mel', tokenizer, skipped)
 
 # %% ../nbs/04_corpora.ipynb #demo
 @register('demo')
@@ -200,62 +266,110 @@ def demo(data: DataConfig, features: FeatureConfig) -> pd.DataFrame:
     "Synthetic speech; made in the cache when it is not there"
     return demo_corpus(root_path(data.cache), data.utterances, data.seed)
 
-# %% ../nbs/04_corpora.ipynb #read-sphinx
+# %% ../nbs/04_corpora.ipynb #lines
 def _lines(path):
     "The lines of a text file that are not blank, with their numbers"
     try: text = Path(path).read_text(encoding='utf-8-sig')
-    except FileNotFoundError: raise ValueError(f'{path}: no such file; data.path must be the folder that holds etc/, and feat/ or wav/') from None
+    except FileNotFoundError:
+        raise ValueError(f'{path}: no such file; '
+                         'data.path must be the folder that holds etc/, and feat/ or wav/') from None
     except (UnicodeDecodeError, OSError) as e: raise ValueError(f'{path}: not readable as UTF-8 text ({e})') from None
     return [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
 
+# %% ../nbs/04_corpora.ipynb #read-transcription
 def read_transcription(path # a SphinxTrain `.transcription` file
                       ) -> dict: # id -> words
     "Transcripts by utterance, without the sentence marks"
     texts = {}
     for number, line in _lines(path):
         match = re.fullmatch(r'(?:<s>\s)?(.*?)(?:</s>)?\s*\(([^\s()]+)\)', line)
-        if not match: raise ValueError(f'{path}, line {number}: {line!r} has no utterance id; write WORDS (utterance-id)')
-        if match[2] in texts: raise ValueError(f'{path}, line {number}: a second transcript of {match[2]!r}; keep one')
+        fault = (f'{line!r} has no utterance id; write WORDS (utterance-id)' if not match else
+                 f'a second transcript of {match[2]!r}; keep one' if match[2] in texts else None)
+        if fault: raise ValueError(f'{path}, line {number}: {fault}')
         texts[match[2]] = match[1].strip()
     return texts
 
+# %% ../nbs/04_corpora.ipynb #read-sphinx
 def read_sphinx(folder, # SphinxTrain layout
                 part,   # 'train' or 'test'
-                suffix  # of the files: function of a fileid that gives its path
+                find    # function of a fileid that gives its file's path
                ) -> pd.DataFrame:
     "One of the two lists of a SphinxTrain corpus with its transcripts"
-    listed, told = Path(folder)/'etc'/f'an4_{part}.fileids', Path(folder)/'etc'/f'an4_{part}.transcription'
-    texts, rows = read_transcription(told), []
+    listed, transcripts = (Path(folder)/'etc'/f'an4_{part}.{kind}' for kind in ('fileids', 'transcription'))
+    texts, rows = read_transcription(transcripts), []
     for number, fileid in _lines(listed):
         *_, speaker, name = ('', *fileid.split('/'))
-        if not speaker: raise ValueError(f'{listed}, line {number}: {fileid!r} names no speaker; write folder/speaker/id')
-        if name not in texts: raise ValueError(f'{told}: no transcript of {name!r} ({listed.name}, line {number}); add it, or take the file out of the list')
-        rows.append((name, str(suffix(fileid)), texts.pop(name), part, speaker, np.nan))
-    if texts: raise ValueError(f'{listed}: does not list {_some(texts)}, of which {told.name} has transcripts; make the two agree')
+        if not speaker:
+            raise ValueError(f'{listed}, line {number}: {fileid!r} names no speaker; write folder/speaker/id')
+        if name not in texts:
+            raise ValueError(f'{transcripts}: no transcript of {name!r} ({listed.name}, line {number}); '
+                             'add it, or take the file out of the list')
+        rows.append((name, str(find(fileid)), texts.pop(name), part, speaker, np.nan))
+    if texts: raise ValueError(f'{listed}: does not list {_some(texts)}, of which {transcripts.name} has transcripts; '
+                               'make the two agree')
     return pd.DataFrame(rows, columns=COLUMNS)
 
-# %% ../nbs/04_corpora.ipynb #protocols-code
-FOLDS = 5
-
+# %% ../nbs/04_corpora.ipynb #every-eighth
 def every_eighth(names) -> set:
     "The 8th, 16th, ... of the sorted names"
     return set(sorted(set(names))[7::8])
 
-def split_speakers(manifest: pd.DataFrame, # `split` says 'train' or 'test', as the corpus gives it
+# %% ../nbs/04_corpora.ipynb #fold-speakers
+FOLDS = 5
+
+def _fold_speakers(speakers, fold):
+    "The speakers that fold `fold` tests"
+    if 0 <= fold < FOLDS: return set(sorted(set(speakers))[fold::FOLDS])
+    raise ValueError(f'data.fold {fold}: there are {FOLDS} folds, 0 to {FOLDS - 1}')
+
+# %% ../nbs/04_corpora.ipynb #official-speakers
+def _official_speakers(manifest):
+    "The speakers of the test list"
+    test, train = (set(manifest.speaker[manifest.split == split]) for split in ('test', 'train'))
+    if not test & train: return test
+    raise ValueError(f'speakers in both the training and the test list: {_some(test & train)}; '
+                     'a test voice must be unheard')
+
+# %% ../nbs/04_corpora.ipynb #split-speakers
+def split_speakers(manifest: pd.DataFrame, # `split` is 'train' or 'test', as the corpus gives it
                    protocol='official',    # or 'folds'
                    fold=0                  # 0 to 4: which fifth of the speakers is tested
                   ) -> pd.DataFrame:
     "The manifest with train, dev and test divided by speaker"
-    if protocol == 'folds':
-        if not 0 <= fold < FOLDS: raise ValueError(f'data.fold {fold}: there are {FOLDS} folds, 0 to {FOLDS - 1}')
-        test = set(sorted(set(manifest.speaker))[fold::FOLDS])
-    elif protocol == 'official':
-        test = set(manifest.speaker[manifest.split == 'test'])
-        both = test & set(manifest.speaker[manifest.split == 'train'])
-        if both: raise ValueError(f'speakers in both the training and the test list: {_some(both)}; a test voice must be unheard')
-    else: raise ValueError(f"data.protocol {protocol!r}: choose 'official' or 'folds'")
+    if protocol not in ('official', 'folds'):
+        raise ValueError(f"data.protocol {protocol!r}: choose 'official' or 'folds'")
+    test = _fold_speakers(manifest.speaker, fold) if protocol == 'folds' else _official_speakers(manifest)
     dev = every_eighth(set(manifest.speaker) - test)
     return manifest.assign(split=['test' if s in test else 'dev' if s in dev else 'train' for s in manifest.speaker])
+
+# %% ../nbs/04_corpora.ipynb #open-rest
+def _open_rest(url, start):
+    "The answer to a request for `url` from byte `start` on; None where nothing is lacking"
+    request = urllib.request.Request(url, headers={'Range': f'bytes={start}-'} if start else {})
+    try: return urllib.request.urlopen(request, timeout=30)
+    except urllib.error.HTTPError as e:
+        if e.code != 416 or not start: raise
+
+# %% ../nbs/04_corpora.ipynb #fetch
+def _fetch(url, part):
+    "Append to `part` what it still lacks of `url`"
+    answer = _open_rest(url, part.stat().st_size if part.exists() else 0)
+    if answer is None: return
+    with answer, open(part, 'ab' if answer.status == 206 else 'wb') as file:
+        start, expected = file.tell(), answer.length
+        shutil.copyfileobj(answer, file)
+        came = file.tell() - start
+    if expected is not None and came < expected: raise OSError(f'{came} of {expected} bytes came')
+
+def _complete(url, path, part):
+    "Bring `part` to its full length, where that is allowed and works"
+    if os.environ.get('SELF_DISTILL_OFFLINE'):
+        raise OSError(f'{path}: is not there, and SELF_DISTILL_OFFLINE forbids to download it from {url}. '
+                      'Fetch it elsewhere and put it at this place')
+    try: _fetch(url, part)
+    except (OSError, http.client.HTTPException, ValueError) as e:
+        raise OSError(f'{url}: the download broke off ({e}). Run again to go on; '
+                      f'without a network, fetch it elsewhere and put it at {path}') from e
 
 # %% ../nbs/04_corpora.ipynb #download
 def download(url,    # http or https
@@ -264,33 +378,15 @@ def download(url,    # http or https
             ) -> Path: # of the file
     "Fetch a file, going on where an earlier attempt broke off, and check that it is the one that is meant"
     path, part = Path(path), Path(f'{path}.part')
-    by_hand = f'Run again to go on; without a network, fetch it elsewhere and put it at {path}'
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f'{path}.lock'):
-        if not path.exists():
-            if os.environ.get('SELF_DISTILL_OFFLINE'): raise OSError(f'{path}: is not there, and SELF_DISTILL_OFFLINE forbids to download it from {url}. Fetch it elsewhere and put it at this place')
-            try: _fetch(url, part)
-            except (OSError, http.client.HTTPException, ValueError) as e: raise OSError(f'{url}: the download broke off ({e}). {by_hand}') from e
+        if not path.exists(): _complete(url, path, part)
         file = path if path.exists() else part
         with open(file, 'rb') as f: found = hashlib.file_digest(f, 'sha256').hexdigest()
-        if found != sha256:
-            part.unlink(missing_ok=True)
-            raise ValueError(f'{file}: is not the file that is meant (its SHA-256 is {found}, not {sha256}); nothing was unpacked. Delete it and take it from a source you trust: {url}')
-        os.replace(file, path)
-    return path
-
-def _fetch(url, part):
-    "Append to `part` what it still lacks of `url`"
-    done = part.stat().st_size if part.exists() else 0
-    try: answer = urllib.request.urlopen(urllib.request.Request(url, headers={'Range': f'bytes={done}-'} if done else {}), timeout=30)
-    except urllib.error.HTTPError as e:
-        if e.code == 416 and done: return # nothing is lacking
-        raise
-    with answer, open(part, 'ab' if answer.status == 206 else 'wb') as file:
-        expected = answer.length
-        start = file.tell()
-        shutil.copyfileobj(answer, file)
-        if expected is not None and file.tell() - start < expected: raise OSError(f'{file.tell() - start} of {expected} bytes came')
+        if found == sha256: return file.replace(path)
+        part.unlink(missing_ok=True)
+        raise ValueError(f'{file}: is not the file that is meant (its SHA-256 is {found}, not {sha256}); '
+                         f'nothing was unpacked. Delete it and take it from a source you trust: {url}')
 
 # %% ../nbs/04_corpora.ipynb #unpack
 def unpack(archive, # a tar file, compressed or not
@@ -303,64 +399,95 @@ def unpack(archive, # a tar file, compressed or not
         with tarfile.open(archive) as tar: tar.extractall(part, filter='data')
         part.rename(folder)
     except (tarfile.TarError, OSError, EOFError, zlib.error) as e:
-        if not folder.is_dir(): raise ValueError(f'{archive}: cannot be unpacked into {folder} ({e}); make room, or delete the archive and take it from a source you trust') from None
+        if not folder.is_dir(): raise ValueError(f'{archive}: cannot be unpacked into {folder} ({e}); make room, or '
+                                                 'delete the archive and take it from a source you trust') from None
     finally: shutil.rmtree(part, ignore_errors=True)
     return folder
 
+# %% ../nbs/04_corpora.ipynb #an4-url
 AN4_URL = 'https://dldata-public.s3.us-east-2.amazonaws.com/an4_sphere.tar.gz'
 AN4_SHA256 = 'a0525579493735d32b60fb6fa5975dd0eaacde087b0a4eeb7f13b7ef33077b12'
 
+# %% ../nbs/04_corpora.ipynb #fetch-an4
 def fetch_an4(cache: Path) -> Path: # the folder that holds etc/ and wav/
     "AN4's audio in the cache, downloaded when it is not there"
     folder = cache/'an4'
     if not folder.is_dir(): unpack(download(AN4_URL, cache/'an4_sphere.tar.gz', AN4_SHA256), folder)
     return folder/'an4'
 
+# %% ../nbs/04_corpora.ipynb #audio-file
+def _audio_file(folder, fileid):
+    "A recording of AN4: .sph, or .wav where only that is there"
+    sphere, wave = (folder/'wav'/f'{fileid}{suffix}' for suffix in ('.sph', '.wav'))
+    return wave if wave.exists() and not sphere.exists() else sphere
+
 # %% ../nbs/04_corpora.ipynb #an4
 @register('an4')
 def an4(data: DataConfig, features: FeatureConfig) -> pd.DataFrame:
     "CMU AN4 (census): spelled names, numbers and commands, 84 speakers"
     folder = fetch_an4(root_path(data.cache)) if data.path is None else root_path(data.path)
-    if not folder.is_dir(): raise ValueError(f'{folder}: no such folder; data.path must be the folder of AN4 that holds etc/, and feat/ (Sphinx .mfc) or wav/ (.sph); leave it out to download the audio')
-    def feature_file(fileid): return folder/'feat'/f'{fileid}.mfc'
-    def audio_file(fileid): return next((p for p in (folder/'wav'/f'{fileid}.sph', folder/'wav'/f'{fileid}.wav') if p.exists()), folder/'wav'/f'{fileid}.sph')
+    if not folder.is_dir():
+        raise ValueError(f'{folder}: no such folder; data.path must be the folder of AN4 that holds etc/, and '
+                         'feat/ (Sphinx .mfc) or wav/ (.sph); leave it out to download the audio')
     cepstra = (folder/'feat').is_dir() and (features.kind == 'mfcc' or not (folder/'wav').is_dir())
-    both = pd.concat([read_sphinx(folder, part, feature_file if cepstra else audio_file) for part in ('train', 'test')])
+    find = lambda fileid: folder/'feat'/f'{fileid}.mfc' if cepstra else _audio_file(folder, fileid)
+    both = pd.concat([read_sphinx(folder, part, find) for part in ('train', 'test')])
     manifest = split_speakers(both, data.protocol, data.fold)
     return manifest if cepstra else manifest.assign(duration=[audio_seconds(p) for p in manifest.path])
 
-# %% ../nbs/04_corpora.ipynb #csv
-def audio_seconds(path) -> float: # NaN where the file tells none
-    "The duration an audio file's header states"
-    if not os.path.isfile(path): return np.nan
-    try: return soundfile.info(path).duration
-    except (soundfile.SoundFileError, RuntimeError): return np.nan
-
+# %% ../nbs/04_corpora.ipynb #default-split
 def default_split(manifest: pd.DataFrame # with `id` and `speaker`
                  ) -> list: # of split names
     "Dev and test from every eighth speaker, or utterance where there are fewer than eight speakers"
     unit = 'speaker' if manifest.speaker.nunique() >= 8 else 'id'
-    if unit == 'id': warnings.warn('fewer than eight speakers: utterances are divided, so dev and test voices are heard in training; give a split column to divide otherwise', stacklevel=3)
+    if unit == 'id': warnings.warn('fewer than eight speakers: utterances are divided, so dev and test voices are '
+                                   'heard in training; give a split column to divide otherwise', stacklevel=3)
     names = sorted(set(manifest[unit]))
     dev, test = set(names[7::8]), set(names[3::8])
     return ['dev' if n in dev else 'test' if n in test else 'train' for n in manifest[unit]]
 
+# %% ../nbs/04_corpora.ipynb #csv-rows
+def _csv_rows(path):
+    "The rows of a CSV file that are not empty, with their numbers"
+    try:
+        with open(path, newline='', encoding='utf-8-sig') as file:
+            return [(n, row) for n, row in enumerate(csv.reader(file, strict=True), 1) if row]
+    except FileNotFoundError:
+        raise ValueError(f'{path}: no such manifest; '
+                         'data.path must be a CSV file with the columns path and text') from None
+    except (csv.Error, UnicodeDecodeError, OSError) as e:
+        raise ValueError(f'{path}: not readable as a CSV table in UTF-8 ({e})') from None
+
+# %% ../nbs/04_corpora.ipynb #table-fault
+def _table_fault(rows):
+    "What makes numbered rows, the header first, no manifest; None where nothing does"
+    if len(rows) < 2: return ': holds no utterance; it needs a header and a row for each'
+    header = rows[0][1]
+    if not {'path', 'text'} <= set(header) or len(set(header)) < len(header):
+        return f': needs the columns path and text, each column once; its header has {header}'
+    for n, row in rows:
+        if len(row) != len(header): return (f', row {n}: {len(row)} values for {len(header)} columns; '
+                                            'put texts that hold a comma in double quotes')
+        if not row[header.index('path')]: return f', row {n}: no path'
+
+# %% ../nbs/04_corpora.ipynb #read-table
 def read_table(path) -> pd.DataFrame: # every value a string as it is written
     "A CSV file with a header, in which 'null' and 'NA' are words like any other"
-    try:
-        with open(path, newline='', encoding='utf-8-sig') as file: lines = [(n, row) for n, row in enumerate(csv.reader(file, strict=True), 1) if row]
-    except FileNotFoundError: raise ValueError(f'{path}: no such manifest; data.path must be a CSV file with the columns path and text') from None
-    except (csv.Error, UnicodeDecodeError, OSError) as e: raise ValueError(f'{path}: not readable as a CSV table in UTF-8 ({e})') from None
-    if len(lines) < 2: raise ValueError(f'{path}: holds no utterance; it needs a header and a row for each')
-    header = lines[0][1]
-    missing = [c for c in ('path', 'text') if header.count(c) != 1]
-    if missing or len(set(header)) < len(header): raise ValueError(f'{path}: needs the columns path and text, each column once; its header has {header}')
-    for n, row in lines:
-        if len(row) != len(header): raise ValueError(f'{path}, row {n}: {len(row)} values for {len(header)} columns; put texts that hold a comma in double quotes')
-        if not row[header.index('path')]: raise ValueError(f'{path}, row {n}: no path')
-    return pd.DataFrame([row for _, row in lines[1:]], columns=header, dtype=object)
+    rows = _csv_rows(path)
+    fault = _table_fault(rows)
+    if fault: raise ValueError(f'{path}{fault}')
+    return pd.DataFrame([row for _, row in rows[1:]], columns=rows[0][1], dtype=object)
 
 # %% ../nbs/04_corpora.ipynb #csv-corpus
+def _durations(table, source):
+    "Seconds of each utterance: as the table has them, or as the audio files' headers state"
+    if 'duration' not in table: return [audio_seconds(p) for p in table.path]
+    seconds = pd.to_numeric(table.duration, errors='coerce')
+    bad = ~(seconds > 0) | np.isinf(seconds)
+    if not bad.any(): return seconds
+    raise ValueError(f'{source}, utterance {table.id[bad.idxmax()]!r}: '
+                     f'duration {table.duration[bad.idxmax()]!r} is no number of seconds above 0')
+
 @register('manifest')
 def csv_manifest(data: DataConfig, features: FeatureConfig) -> pd.DataFrame:
     "A CSV file with the columns path and text, and perhaps id, speaker, split and duration"
@@ -371,8 +498,4 @@ def csv_manifest(data: DataConfig, features: FeatureConfig) -> pd.DataFrame:
     if 'speaker' not in table: table['speaker'] = 'unknown'
     if 'split' not in table: table['split'] = default_split(table)
     table['path'] = [str(source.parent/p) for p in table.path]
-    if 'duration' not in table: return table.assign(duration=[audio_seconds(p) for p in table.path])
-    seconds = pd.to_numeric(table.duration, errors='coerce')
-    bad = ~(seconds > 0) | np.isinf(seconds)
-    if bad.any(): raise ValueError(f'{source}, utterance {table.id[bad.idxmax()]!r}: duration {table.duration[bad.idxmax()]!r} is no number of seconds above 0')
-    return table.assign(duration=seconds)
+    return table.assign(duration=_durations(table, source))

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock
 from scipy.special import log_softmax
 from torch.nn.utils.rnn import pad_sequence
 
@@ -125,9 +126,12 @@ class Opened:
     record: Record
 
     def keep(self, change): # a function from a record to a record
-        "Change the record as it is on disk now, and write it"
-        self.record = change(open_record(self.loaded, self.data, self.folder))
-        write_record(self.record, self.folder)
+        "Change the record as it is on disk now, and write it; other processes wait"
+        path = record_path(self.record.run, self.folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f'.{path.name}.lock')):
+            self.record = change(open_record(self.loaded, self.data, self.folder))
+            write_record(self.record, self.folder)
 
 # %% ../nbs/23_evaluate.ipynb #open-for-evaluation
 def open_for_evaluation(checkpoint,      # file, several files (an ensemble), or `LoadedModel`
@@ -234,10 +238,17 @@ class Greedy:
 
     def made(self, settings: dict) -> bool: return True # whether a decoding with these settings is this decoder's
 
+# %% ../nbs/23_evaluate.ipynb #decoder-name
+def _check_name(name):
+    "Refuse a name that a beam search cannot have in a record"
+    if name == 'greedy' or not re.fullmatch(r'[A-Za-z][\w-]*', name):
+        raise ValueError(f'decoder name {name!r}: take letters, digits and _ or -, such as beam_wide; greedy is the greedy decoder')
+
 # %% ../nbs/23_evaluate.ipynb #language-model
 @contextmanager
 def _beam_search(spec, opened):
     "The beam search that a decoder asks for, with its language model loaded, and what the record says of that"
+    _check_name(spec.name)
     arpa = root_path(spec.language_model) if spec.language_model else \
         language_model_for(opened.corpus, opened.loaded.config, spec.order, spec.extra_text)
     with BeamDecoder(opened.loaded.tokenizer, str(arpa), engine=spec.engine, workers=spec.workers) as decoder:

@@ -27,12 +27,12 @@ def count_ngrams(sentences, # of str: words separated by white space; empty ones
                  order: int # longest n-gram, 1 to 6 words
                 ) -> NgramCounts:
     "Raw n-gram counts of `sentences`, each between `<s>` and `</s>`"
-    if not 1 <= order <= 6: raise ValueError(f'an n-gram of order {order} cannot be estimated: choose 1 to 6 (3 is usual)')
+    if not 1 <= order <= 6: raise ValueError(f'an n-gram of order {order} cannot be estimated: choose 1 to 6')
     counts, lines = NgramCounts(order), [s.split() for s in sentences if s.strip()]
     if not lines: raise ValueError('the text for the language model is empty: give it at least one sentence')
     for words in lines:
-        if RESERVED & set(words): raise ValueError(f'{" ".join(words)!r}: {sorted(RESERVED)} have a meaning of their own '
-                                                   'in a language model: take them out of the text')
+        if RESERVED & set(words): raise ValueError(f'{" ".join(words)!r}: take {sorted(RESERVED)} out of the text; '
+                                                   'they have a meaning of their own in a language model')
         counts.add_raw_counts_from_line(' '.join(words))
     return counts
 
@@ -58,16 +58,21 @@ def smooth(counts: NgramCounts # as `count_ngrams` gives them; changed in place
         counts.cal_bow()
     return counts
 
+# %% ../nbs/19_language_model.ipynb #arpa-text
+def _arpa_text(counts, order):
+    "Smoothed counts in the ARPA format"
+    out = io.StringIO()
+    with contextlib.redirect_stderr(io.StringIO()): counts.print_as_arpa(out)
+    if order > 1: return out.getvalue()
+    return out.getvalue().replace('\n\n', '\nngram 2=0\n\n', 1).replace('\\end\\', '\\2-grams:\n\n\\end\\')
+
 # %% ../nbs/19_language_model.ipynb #estimate-arpa
 def estimate_arpa(sentences,  # of str, normalized as the recognizer's labels are
                   order: int, # longest n-gram, 1 to 6 words
                   path        # the file to write, usually `….arpa`
                  ) -> Path:
     "Estimate a Kneser–Ney n-gram from `sentences` and write it as an ARPA file, whole or not at all"
-    out = io.StringIO()
-    with contextlib.redirect_stderr(io.StringIO()): smooth(count_ngrams(sentences, order)).print_as_arpa(out)
-    text = out.getvalue()
-    if order == 1: text = text.replace('\n\n', '\nngram 2=0\n\n', 1).replace('\\end\\', '\\2-grams:\n\n\\end\\')
+    text = _arpa_text(smooth(count_ngrams(sentences, order)), order)
     with atomic_write(path) as file: file.write(text)
     return Path(path)
 
@@ -82,7 +87,7 @@ def model_format(path    # of an ARPA file, plain or gzipped, or a KenLM binary
                 ) -> str: # 'arpa' or 'binary'
     "What kind of language model `path` is; anything else is refused"
     if not Path(path).is_file():
-        raise FileNotFoundError(f'{path}: no such language model. Estimate one with `self-distill lm`, or correct the path')
+        raise FileNotFoundError(f'{path}: no such language model. Correct the path, or make one with `self-distill lm`')
     try:
         with _opened(path) as file: start = file.read(200)
     except (EOFError, gzip.BadGzipFile, zlib.error) as e: start = str(e).encode()
@@ -97,8 +102,9 @@ def load_language_model(path # of an ARPA file, plain or gzipped, or a KenLM bin
     "A language model read by KenLM (Heafield 2011)"
     model_format(path)
     try: import kenlm
-    except ImportError: raise ImportError('kenlm is not installed: it is built from source and needs a C++ compiler. Install '
-        "one and `pip install kenlm`, or decode with engine='ctc-beam-decoder', which has KenLM inside") from None
+    except ImportError:
+        raise ImportError('kenlm is not installed: it is built from source and needs a C++ compiler. Install one and '
+                          "`pip install kenlm`, or use engine='ctc-beam-decoder', which has KenLM inside") from None
     settings = kenlm.Config()
     settings.show_progress, settings.arpa_complain = False, kenlm.ARPALoadComplain.NONE
     try: return kenlm.Model(str(path), settings)
@@ -116,7 +122,7 @@ def read_unigrams(arpa # path of an ARPA file, plain or gzipped
             lines = itertools.takewhile(lambda line: not line.startswith('\\'), itertools.islice(section, 1, None))
             words = [line.split()[1] for line in lines if line.strip()]
     except (IndexError, UnicodeDecodeError, EOFError, OSError, zlib.error) as e:
-        raise ValueError(f'{arpa} is damaged, cut short or not UTF-8 ({e}). Estimate one with `self-distill lm`') from None
+        raise ValueError(f'{arpa} is damaged or not UTF-8 ({e}). Estimate one with `self-distill lm`') from None
     return [word for word in words if word.lower() not in RESERVED]
 
 # %% ../nbs/19_language_model.ipynb #ngram-order
@@ -146,7 +152,7 @@ def check_spelling(words,                # the language model's, as `read_unigra
               'estimate it from text normalized as the labels are')
     for case, change in (('lower', str.lower), ('upper', str.upper)):
         if _agreement({change(w) for w in words}, tokenizer) >= 0.5:
-            remedy = f'its words are of another case ({some}): estimate it again from {case}-case text (`text.case: {case}`)'
+            remedy = f'its words are of another case ({some}): estimate it from {case}-case text (`text.case: {case}`)'
     raise ValueError(f'{path} does not fit the tokenizer, which shares {share:.0%} of its words; {remedy}')
 
 # %% ../nbs/19_language_model.ipynb #perplexity
@@ -236,9 +242,10 @@ def language_model_report(corpus: Corpus,
     for n in range(1, order + 1):
         path = estimate_arpa(sentences, n, language_model_path(corpus, config, n, extra_text))
         model, words = load_language_model(path), read_unigrams(path)
+        unknown = out_of_vocabulary_rate(set(words), dev)
         rows.append({'order': n, **_text_facts(corpus, sentences), 'vocabulary': len(words),
-                     'dev perplexity': round(perplexity(model, dev), 1),
-                     'unknown dev words (%)': round(out_of_vocabulary_rate(set(words), dev), 2), 'file': _from_root(path)})
+                     'dev perplexity': round(perplexity(model, dev), 1), 'unknown dev words (%)': round(unknown, 2),
+                     'file': _from_root(path)})
     return pd.DataFrame(rows)
 
 # %% ../nbs/19_language_model.ipynb #file-sha256

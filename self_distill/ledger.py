@@ -10,6 +10,7 @@ import os
 from typing import Annotated
 
 import pandas as pd
+from filelock import FileLock
 from pydantic import Field, ValidationError
 
 from .config import root_path
@@ -29,6 +30,13 @@ class Reading(Section):
     why: Annotated[str, Field(min_length=1)]
     revision: str | None # of the code
 
+# %% ../nbs/14_ledger.ipynb #ledger-mend
+def _mend(file):
+    "Cut off a last line that has no end"
+    lines = file.read().split(b'\n')
+    if lines[-1]: file.truncate(file.tell() - len(lines[-1]))
+    file.seek(0, os.SEEK_END)
+
 # %% ../nbs/14_ledger.ipynb #ledger-append
 def append_ledger(run: str,    # whose hypotheses were scored
                   what: str,   # decoder, checkpoint and result
@@ -42,11 +50,12 @@ def append_ledger(run: str,    # whose hypotheses were scored
                       revision=git_state().revision)
     path = root_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(file, (json_line(reading.model_dump()) + '\n').encode())
-        os.fsync(file)
-    finally: os.close(file)
+    with FileLock(path.with_name(f'.{path.name}.lock')), open(path, 'a+b') as file:
+        file.seek(0)
+        _mend(file)
+        file.write((json_line(reading.model_dump()) + '\n').encode())
+        file.flush()
+        os.fsync(file.fileno())
     return reading
 
 # %% ../nbs/14_ledger.ipynb #ledger-read
@@ -54,7 +63,7 @@ def read_ledger(path=LEDGER # a relative path starts at the repository's root
                ) -> pd.DataFrame: # one row per reading, oldest first; empty where nothing was read yet
     "All readings of test sets, checked line by line; RecordError names a damaged line"
     path = root_path(path)
-    lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
+    lines = path.read_text(encoding='utf-8').split('\n')[:-1] if path.exists() else [] # a line that is being written has no end yet
     rows = []
     for number, line in enumerate(lines, 1):
         try: rows.append(Reading.model_validate_json(line).model_dump())

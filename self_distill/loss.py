@@ -25,7 +25,8 @@ def soft_loss(student_logits: Tensor, # (B, T', V)
              ) -> Tensor:             # scalar: nats, summed over the vocabulary and the valid frames
     "KL(teacher_T ‖ student_T), times T²"
     valid = frame_mask(lengths, student_logits.shape[1])
-    student, teacher = ((z[valid].float() / temperature).log_softmax(-1) for z in (student_logits, teacher_logits.detach()))
+    logits = student_logits, teacher_logits.detach()
+    student, teacher = ((z[valid].float() / temperature).log_softmax(-1) for z in logits)
     return F.kl_div(student, teacher, reduction='sum', log_target=True) * (temperature ** 2 if squared else 1)
 
 # %% ../nbs/07_loss.ipynb #uniform-divergence
@@ -129,8 +130,8 @@ def forward(self:Objective,
             temperature: float     # T of this epoch
            ) -> LossTerms:
     "The terms of one micro-batch"
-    n, raw = student.lengths, {}
-    if self.distilled: raw['distillation_loss'] = soft_loss(student.logits, teacher.logits, n, temperature, self.squared)
+    n, T, raw = student.lengths, temperature, {}
+    if self.distilled: raw['distillation_loss'] = soft_loss(student.logits, teacher.logits, n, T, self.squared)
     raw['hard_ctc_loss'] = hard_loss(student.logits, n, labels, label_lengths, self.smoothing)
     if self.pairs: raw['feature_matching_loss'] = self._feature_term(student, teacher)
     return LossTerms(raw, self.weights)

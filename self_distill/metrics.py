@@ -27,7 +27,7 @@ def _align(references, hypotheses, unit='word', ids=None):
     process = {'word': jiwer.process_words, 'character': jiwer.process_characters}[unit]
     return process(references, hypotheses)
 
-# %% ../nbs/09_metrics.ipynb #metrics-count-errors
+# %% ../nbs/09_metrics.ipynb #metrics-length
 PARTS = ['substitutions', 'deletions', 'insertions', 'reference']  # the columns that are summed
 KINDS = dict(substitute='substitutions', delete='deletions', insert='insertions')  # jiwer's names → ours
 
@@ -35,6 +35,7 @@ def _length(chunk):
     "Words (or characters) of one piece of an alignment"
     return max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
 
+# %% ../nbs/09_metrics.ipynb #metrics-count-errors
 def count_errors(references: list, # what was spoken, one string per utterance
                  hypotheses: list, # what was recognized, in the same order
                  unit: str = 'word', # 'word' (WER) or 'character' (CER)
@@ -48,17 +49,19 @@ def count_errors(references: list, # what was spoken, one string per utterance
     names = dict(id=range(len(table)) if ids is None else ids) | ({} if speakers is None else dict(speaker=speakers))
     return pd.concat([pd.DataFrame(names), table.assign(reference=[len(r) for r in aligned.references])], axis=1)
 
-# %% ../nbs/09_metrics.ipynb #metrics-rates
+# %% ../nbs/09_metrics.ipynb #metrics-errors-of
 def errors_of(counts: pd.DataFrame # a table of `count_errors`
              ) -> pd.Series: # S + D + I of each row
     "Errors of each utterance"
     return counts.substitutions + counts.deletions + counts.insertions
 
+# %% ../nbs/09_metrics.ipynb #metrics-error-rate
 def error_rate(counts: pd.DataFrame # a table of `count_errors`
               ) -> float: # percent; above 100 with many insertions
     "Corpus-level error rate: all errors over all reference words (or characters)"
     return 100 * float(errors_of(counts).sum()) / float(counts.reference.sum())
 
+# %% ../nbs/09_metrics.ipynb #metrics-rates
 def error_rates_by(counts: pd.DataFrame, # a table of `count_errors`
                    column # a column ('speaker'), or a list with one label per row
                   ) -> pd.DataFrame: # utterances, S, D, I, reference and rate (percent) of each group
@@ -68,7 +71,7 @@ def error_rates_by(counts: pd.DataFrame, # a table of `count_errors`
     table.insert(0, 'utterances', groups.size())
     return table.assign(rate=100 * errors_of(table) / table.reference)
 
-# %% ../nbs/09_metrics.ipynb #metrics-confusions
+# %% ../nbs/09_metrics.ipynb #metrics-word-pairs
 def _word_pairs(aligned, kinds):
     "(kind, reference word, hypothesis word) of every error of these kinds"
     for reference, hypothesis, chunks in zip(aligned.references, aligned.hypotheses, aligned.alignments):
@@ -78,14 +81,15 @@ def _word_pairs(aligned, kinds):
             n = _length(c)
             yield from zip([c.type] * n, spoken or [''] * n, heard or [''] * n)
 
+# %% ../nbs/09_metrics.ipynb #metrics-confusions
 def confusions(references: list, # what was spoken, one string per utterance
                hypotheses: list, # what was recognized, in the same order
                kinds: tuple = ('substitute',) # any of 'substitute', 'delete', 'insert'
               ) -> pd.DataFrame: # kind, reference, hypothesis, count; most frequent first, then alphabetical
     "Word confusions over a whole set"
     pairs = _word_pairs(_align(references, hypotheses), kinds)
-    table = pd.DataFrame(pairs, columns=['kind', 'reference', 'hypothesis']).value_counts().rename('count').reset_index()
-    order = ['count', 'kind', 'reference', 'hypothesis']
+    table = pd.DataFrame(pairs, columns=['kind', 'reference', 'hypothesis'])
+    table, order = table.value_counts().rename('count').reset_index(), ['count', 'kind', 'reference', 'hypothesis']
     return table.sort_values(order, ascending=[False, True, True, True], ignore_index=True)
 
 # %% ../nbs/09_metrics.ipynb #metrics-resample
@@ -117,19 +121,21 @@ def _strata(words):
     runs = (words > 0).sum(0)
     return (list(groups.values()) if runs.min() > 1 else [list(range(len(words)))]), runs
 
-def _spread(errors, words):
-    "The `Spread` of errors (…, runs, units); words (runs, units) are zero where a run did not test a unit"
+# %% ../nbs/09_metrics.ipynb #metrics-spread-of
+def _spread(errors, words, equal=False):
+    """The `Spread` of errors (…, runs, units); words (runs, units) are zero where a run did not test a unit.
+    equal: the value is known to be zero, so that its deviation from zero is noise too"""
     total, S, (strata, runs) = words.sum(), words.shape[1], _strata(words)
-    value = 100 * errors.sum((-2, -1)) / total
+    value = 100 * errors.sum((-2, -1)) / total * (not equal)
     z = (100 * errors - value[..., None, None] * words) / total
     centre, factor = (z.sum(-2, keepdims=True) / runs, runs / (runs - 1)) if runs.min() > 1 else (0, 1)
     sums = z.sum(-1)
-    return Spread(value, S / (S - 1) * (z.sum(-2) ** 2).sum(-1),
-                  sum(len(g) * sums[..., g].var(-1, ddof=1) for g in strata if len(g) > 1),
+    by_run = (sums ** 2).sum(-1) if equal else sum(len(g) * sums[..., g].var(-1, ddof=1) for g in strata if len(g) > 1)
+    return Spread(value, S / (S - 1) * (z.sum(-2) ** 2).sum(-1), by_run,
                   ((z - centre * (words > 0)) ** 2 * factor).sum((-2, -1)),
-                  sum(len(g) - 1 for g in strata), float((words.sum(1) ** 2).sum() / total ** 2))
+                  sum(len(g) - (not equal) for g in strata), float((words.sum(1) ** 2).sum() / total ** 2))
 
-# %% ../nbs/09_metrics.ipynb #metrics-run-noise
+# %% ../nbs/09_metrics.ipynb #metrics-runnoise
 @dataclass(frozen=True)
 class RunNoise:
     "What training again adds to the difference of one pair of runs, points²"
@@ -137,44 +143,50 @@ class RunNoise:
     cells: float     # the cells' variance that was subtracted
     freedom: float   # degrees of freedom
 
+# %% ../nbs/09_metrics.ipynb #metrics-noise
 def _noise(spread, weight=1.0):
     "The `RunNoise` that a `Spread` shows; nothing with one run"
     if not spread.freedom: return RunNoise(0.0, 0.0, 1)
     return RunNoise((spread.by_run - spread.by_cell) / spread.share, spread.by_cell / spread.share,
                     spread.freedom * weight)
 
+# %% ../nbs/09_metrics.ipynb #metrics-average
 def _average(noises):
     "Mean of several estimates, weighted by their degrees of freedom"
     f = sum(n.freedom for n in noises)
     return RunNoise(sum(n.variance * n.freedom for n in noises) / f, sum(n.cells * n.freedom for n in noises) / f, f)
 
+# %% ../nbs/09_metrics.ipynb #metrics-run-noise
 def _training(own, noise):
-    "Rules 2 and 3: the variance that a test counts for training; `noise` was estimated from all rows, `own` included"
+    "Rules 2 and 3: variance that a test counts for training, and its degrees of freedom; `noise` is of all rows"
     more = noise.freedom - own.freedom
-    others = (noise.freedom * noise.variance - own.freedom * own.variance) / more if more > 0.5 else noise.variance
-    return np.maximum(np.maximum(noise.variance, others), np.sqrt(2 / noise.freedom) * noise.cells)
+    others = (noise.freedom * noise.variance - own.freedom * own.variance) / more if more > 0 else own.variance
+    least = np.maximum(others, np.sqrt(2 / noise.freedom) * noise.cells)
+    return np.maximum(own.variance, least), np.where(own.variance > least, own.freedom, noise.freedom)
 
 # %% ../nbs/09_metrics.ipynb #metrics-total
-def _total(spread, variance, noise, units):
+def _total(spread, variance, cells, freedom, units):
     "Variance with this much noise of training, and its degrees of freedom (Satterthwaite)"
-    total = spread.by_unit + spread.share * variance
+    total, runs = spread.by_unit + spread.share * variance, spread.share * (variance + cells)
     if not np.any(total): return total, units - 1
-    runs = spread.share * (variance + noise.cells)
-    return total, total ** 2 / (spread.by_unit ** 2 / (units - 1) + runs ** 2 / noise.freedom)
+    return total, total ** 2 / (spread.by_unit ** 2 / (units - 1) + runs ** 2 / freedom)
 
+# %% ../nbs/09_metrics.ipynb #metrics-difference
 def _difference(errors, words, noise=None):
     "(value, standard error, degrees of freedom) of a difference; errors (…, runs, units)"
     spread = _spread(errors, words)
     own = _noise(spread)
     noise = noise or own
-    total, freedom = _total(spread, _training(own, noise), noise, words.shape[1])
+    variance, freedom = _training(own, noise)
+    total, freedom = _total(spread, variance, noise.cells, freedom, words.shape[1])
     return spread.value, np.sqrt(total), freedom
 
+# %% ../nbs/09_metrics.ipynb #metrics-p-value
 def _p_value(value, error, freedom):
     "Two-sided p value of Student's t"
     return 2 * stdtr(freedom, -np.abs(value) / error)
 
-# %% ../nbs/09_metrics.ipynb #metrics-matrix
+# %% ../nbs/09_metrics.ipynb #metrics-unit
 UNITS = dict(speaker='speakers', id='utterances')
 
 def _unit(table):
@@ -184,12 +196,14 @@ def _unit(table):
         raise ValueError('one utterance is not enough for an interval or a test: give at least two')
     return unit
 
+# %% ../nbs/09_metrics.ipynb #metrics-matrix
 def _matrix(table, column, unit):
     "Sums of a column as an array (runs, units); zero where a run did not test a unit"
     (run, runs), (place, units) = (pd.factorize(table[name], sort=True) for name in ('run', unit))
     size = len(runs), len(units)
     return np.bincount(run * size[1] + place, weights=table[column], minlength=size[0] * size[1]).reshape(size)
 
+# %% ../nbs/09_metrics.ipynb #metrics-with-runs
 def _with_runs(counts):
     "The table with the columns `errors` and `run`"
     return counts.assign(errors=errors_of(counts), run=counts.run if 'run' in counts else 0)
@@ -211,7 +225,7 @@ class Interval:
         return f'{self.rate:.2f}% [{self.low:.2f}, {self.high:.2f}] ({self.units} {self.unit}{pooled})'
 
 # %% ../nbs/09_metrics.ipynb #metrics-bootstrap-interval
-def bootstrap_interval(counts: pd.DataFrame, # a table of `count_errors`, with the columns `speaker` and, for several runs, `run`
+def bootstrap_interval(counts: pd.DataFrame, # a table of `count_errors`, with `speaker` and, for several runs, `run`
                        replicates: int = 10_000, # bootstrap draws
                        seed: int = 0 # of the draws: the same counts give the same interval
                       ) -> Interval:
@@ -221,7 +235,7 @@ def bootstrap_interval(counts: pd.DataFrame, # a table of `count_errors`, with t
     errors, words = (_matrix(table, column, unit) for column in ('errors', 'reference'))
     spread = _spread(errors, words)
     noise = _noise(spread) if _noise(spread).variance > 0 else RunNoise(0.0, 0.0, 1)
-    total, freedom = _total(spread, noise.variance, noise, words.shape[1])
+    total, freedom = _total(spread, noise.variance, noise.cells, noise.freedom, words.shape[1])
     draws = _resample(errors.sum(0), words.sum(0), np.random.default_rng(seed), replicates)
     stretch = np.sqrt(total / (spread.by_unit or 1)) * stdtrit(freedom, 0.975) / stdtrit(np.inf, 0.975)
     low, high = spread.value + stretch * (np.quantile(draws, [0.025, 0.975]) - spread.value)
@@ -252,11 +266,12 @@ class PairedTest:
     def significant(self): return self.p_value < 0.05
     def __str__(self): return _sentence(self)
 
-# %% ../nbs/09_metrics.ipynb #metrics-sentence
+# %% ../nbs/09_metrics.ipynb #metrics-p-text
 def p_text(value: float) -> str:
     "A p value as text: 'p = 0.034' or 'p < 0.001'"
     return 'p < 0.001' if value < 0.001 else f'p = {value:.3f}'
 
+# %% ../nbs/09_metrics.ipynb #metrics-sentence
 def _sentence(test):
     "A `PairedTest` in words"
     p, verdict = p_text(test.p_value), 'significant' if test.significant else 'not significant'
@@ -266,15 +281,16 @@ def _sentence(test):
             f'{p}: {verdict}; detectable: {test.detectable:.2f} points or {test.detectable_relative:.1f} % relative '
             f'({test.units} {test.unit}, {runs})')
 
-# %% ../nbs/09_metrics.ipynb #metrics-pair
+# %% ../nbs/09_metrics.ipynb #metrics-one-against-many
 def _names(values): return ', '.join(map(str, sorted(values, key=str)[:5])) or 'none'
 
 def _one_against_many(one, many):
     "A side that read each utterance once, paired with one that read it in several runs"
     if one.run.nunique() == 1: return one.drop(columns='run'), many      # a single run: with each run of the other
-    mean = many.groupby('id').errors.mean()                              # a run per fold: with the mean of the fold's seeds
+    mean = many.groupby('id').errors.mean()                              # a run per fold: with the mean of its seeds
     return one, many.drop_duplicates('id').drop(columns='run').assign(errors=lambda t: t.id.map(mean))
 
+# %% ../nbs/09_metrics.ipynb #metrics-pair
 def _same_utterances(a, b):
     "ValueError where two tables hold different utterances"
     only_a, only_b = set(a.id) - set(b.id), set(b.id) - set(a.id)
@@ -294,24 +310,31 @@ def _pair(baseline, system):
     kept = [c for c in ('id', 'run', 'errors', 'reference') if c in b]
     pairs = a.merge(b[kept], on=keys, suffixes=('', '_system'))
     if len(pairs) < max(len(a), len(b)):
-        raise ValueError(f'the runs do not match: the baseline has {_names(set(a.run))}, the system {_names(set(b.run))}. '
-                         'Give both the same seeds and folds, or one run')
+        raise ValueError(f'the runs do not match: the baseline has {_names(set(a.run))}, '
+                         f'the system {_names(set(b.run))}. Give both the same seeds and folds, or one run')
     changed = pairs[pairs.reference != pairs.reference_system]
     if len(changed): raise ValueError(f'utterance {_names(set(changed.id))} has another reference in each system: '
                                       'normalize the texts in the same way')
     return pairs.assign(saved=pairs.errors - pairs.errors_system)
 
-# %% ../nbs/09_metrics.ipynb #metrics-run-noise-of
+# %% ../nbs/09_metrics.ipynb #metrics-arrays
 def _arrays(pairs):
     "Errors saved and words, each (runs, units), and the unit"
     unit = _unit(pairs)
     return _matrix(pairs, 'saved', unit), _matrix(pairs, 'reference', unit), unit
 
-def run_noise(groups: list # lists of tables of `count_errors` that have the same runs: the rows of a comparison
+# %% ../nbs/09_metrics.ipynb #metrics-run-noise-of
+def run_noise(groups: list, # lists of tables of `count_errors` that have the same runs: the rows of a comparison
+              recipes: list = None # for each group, a label per row: rows with the same label repeat one recipe
              ) -> RunNoise: # for `paired_bootstrap`
     "The noise of training, averaged over all pairs of rows within each group (rule 1)"
-    return _average([_noise(_spread(*_arrays(_pair(a, b))[:2]), 2 / len(tables))
-                     for tables in groups for a, b in combinations(tables, 2)])
+    found = []
+    for n, tables in enumerate(groups):
+        labels = recipes[n] if recipes else range(len(tables))
+        for (a, first), (b, second) in combinations(zip(tables, labels), 2):
+            saved, words, _ = _arrays(_pair(a, b))
+            found.append(_noise(_spread(saved, words, equal=first == second), 2 / len(tables)))
+    return _average(found)
 
 # %% ../nbs/09_metrics.ipynb #metrics-paired-bootstrap
 def paired_bootstrap(baseline: pd.DataFrame, # a table of `count_errors`, with `speaker` and, for several runs, `run`

@@ -89,7 +89,7 @@ class ModelOutput:
     "What the recognizer returns"
     logits: Tensor   # (B, T', V) before the softmax, float32; token 0 is blank; beyond a length: meaningless
     lengths: Tensor  # (B,) valid output frames
-    hidden: list     # L tensors (B, T', H): each layer's output before dropout; the last one after the attention, if any
+    hidden: list     # L tensors (B, T', H): each layer's output before dropout, the last one after any attention
 
 # %% ../nbs/06_model.ipynb #recognizer
 class BiLSTMCTC(nn.Module):
@@ -111,7 +111,8 @@ class BiLSTMCTC(nn.Module):
         self.project, self.dropout = nn.Linear(conv_channels, hidden_size), nn.Dropout(dropout)
         self.layers = nn.ModuleList([BiLSTM(hidden_size) for _ in range(num_layers)])
         self.head = nn.Linear(hidden_size, vocabulary_size)
-        self.attention = SelfAttention(hidden_size, attention_heads) if attention_heads else None # last: other weights are drawn as without it
+        # the attention comes last, so that the other weights are drawn as without it
+        self.attention = SelfAttention(hidden_size, attention_heads) if attention_heads else None
 
 # %% ../nbs/06_model.ipynb #frames-of
 @patch

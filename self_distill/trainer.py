@@ -188,21 +188,28 @@ def _skip(self: Trainer, window, buffers):
 
 # %% ../nbs/17_trainer.ipynb #run-epoch
 @patch
+def _windows(self: Trainer, epoch):
+    "The windows of an epoch that are not done yet, each a list of micro-batches"
+    t = self.config.training
+    n = t.gradient_accumulation_steps
+    batches = epoch_batches(self.train_set.lengths, t.batch_size, self.config.seed, epoch)[self.window * n:]
+    batches = iter(loader(self.train_set, batches, t.workers))
+    yield from iter(lambda: list(islice(batches, n)), [])
+
+# %% ../nbs/17_trainer.ipynb #run-updates
+@patch
 def run_epoch(self: Trainer,
               stops: list, # names of stop signals that came
               bar          # of progress
              ):
     "The updates of the next epoch, from where it was left"
-    t, epoch = self.config.training, self.epoch + 1
-    T, n, start = self.temperature(epoch), t.gradient_accumulation_steps, time.perf_counter()
+    epoch, start = self.epoch + 1, time.perf_counter()
     self.model.train()
     self.train_set.set_epoch(epoch)
-    batches = epoch_batches(self.train_set.lengths, t.batch_size, self.config.seed, epoch)[self.window * n:]
-    batches = iter(loader(self.train_set, batches, t.workers))
-    for window in iter(lambda: list(islice(batches, n)), []):
-        numbers = self.train_step(window, T)
+    for window in self._windows(epoch):
+        numbers = self.train_step(window, self.temperature(epoch))
         self.update, self.window = self.update + 1, self.window + 1
-        self._log_update(numbers, T)
+        self._log_update(numbers, self.temperature(epoch))
         self.seconds, start = self.seconds + time.perf_counter() - start, time.perf_counter()
         bar.set_postfix(epoch=epoch, loss=f'{numbers["loss"]:.3f}', best_dev_wer=f'{self.best:.2f}', refresh=False)
         bar.update()
@@ -228,6 +235,12 @@ def _log_update(self: Trainer, numbers, T):
         self.sums[k] = [total + v, count + 1]
 
 # %% ../nbs/17_trainer.ipynb #recognize
+def _with_finite_loss(batch, data, positions):
+    "Rows of a batch that CTC can write: long enough for their labels, without words that training lacks"
+    short = too_short(batch.lengths.tolist(), [data.labels[i] for i in positions])
+    return [i for i, name in enumerate(batch.ids) if i not in short and name not in data.unwritable]
+
+# %% ../nbs/17_trainer.ipynb #recognize-split
 @patch
 @torch.no_grad()
 def recognize(self: Trainer,
@@ -241,11 +254,10 @@ def recognize(self: Trainer,
         batch = collate([data[i] for i in positions]).to(self.device)
         out = model(batch.clean, batch.lengths)
         texts |= dict(zip(batch.ids, greedy_decode(out.logits, out.lengths, self.tokenizer)))
-        short = too_short(batch.lengths.tolist(), [data.labels[i] for i in positions])
-        fits = [i for i, name in enumerate(batch.ids) if i not in short and name not in data.unwritable]
-        if not fits: continue
-        loss += float(hard_loss(out.logits[fits], out.lengths[fits], batch.labels[fits], batch.label_lengths[fits]))
-        frames += int(out.lengths[fits].sum())
+        rows = _with_finite_loss(batch, data, positions)
+        if not rows: continue
+        loss += float(hard_loss(out.logits[rows], out.lengths[rows], batch.labels[rows], batch.label_lengths[rows]))
+        frames += int(out.lengths[rows].sum())
     return texts, loss / max(1, frames)
 
 # %% ../nbs/17_trainer.ipynb #validate
@@ -320,12 +332,18 @@ def _other_run(self: Trainer, payload):
     if changed: return f'holds a run with other settings ({changed})'
     if self.teacher and not is_teacher(self.teacher, payload['teacher']):
         return f'this run was taught by another teacher than {self.config.teacher.checkpoint} is now'
+    changed = ', '.join(self._changed_corpus(payload))
+    if changed: return f'{self.corpus.name} has changed since this run began ({changed}); restore it'
+
+# %% ../nbs/17_trainer.ipynb #changed-corpus
+@patch
+def _changed_corpus(self: Trainer, payload):
+    "What the corpus gives otherwise than when the checkpoint was written, by name"
     history = payload['training']['history']
     same = {'tokens': payload['tokenizer'] == self.tokenizer.to_dict(),
             'input': self.model.settings | payload['model_settings'] == self.model.settings,
             'number of training utterances': all(h['update'] == h['epoch'] * self.updates_per_epoch for h in history)}
-    changed = ', '.join(k for k, v in same.items() if not v)
-    if changed: return f'{self.corpus.name} has changed since this run began ({changed}); restore it'
+    return [name for name, is_same in same.items() if not is_same]
 
 # %% ../nbs/17_trainer.ipynb #resume
 @patch
@@ -422,7 +440,6 @@ def _train_epochs(self: Trainer, stops):
         while self.epoch < self.config.training.epochs:
             self.run_epoch(stops, bar)
             self.end_epoch()
-            if stops and self.epoch < self.config.training.epochs: self._stop(stops[0])
 
 # %% ../nbs/17_trainer.ipynb #fit
 @patch

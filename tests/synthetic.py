@@ -1,86 +1,96 @@
-"Records of runs that never were: every run of a queue, with invented numbers, for tests of what is drawn from records."
-import hashlib
+"Records with invented numbers for every run of a plan, for tests of what is drawn from records"
+import hashlib, itertools
 
 import numpy as np, pandas as pd
 from scipy.special import log_softmax
 
-from self_distill.evaluate import Logits
-from self_distill.experiments import figure_arrays, load_queue
-from self_distill.metrics import count_errors
-from self_distill.records import Device, Git, Record, make_array, make_decode, new_record, record_text, utterances_of, write_text_atomic
+from self_distill.config import atomic_write
+from self_distill.environment import Device, Git
+from self_distill.evaluate import LogProbs, figure_arrays
+from self_distill.metrics import PARTS, count_errors, errors_of
+from self_distill.plan import load_plan
+from self_distill.records import Record, Search, Teacher, make_array, make_decode, new_record, record_text, utterances_of
 from self_distill.schedule import temperature_at
-from self_distill.search import ALPHAS, BEAM_WIDTHS, BETAS
+from self_distill.search import BEAM_WIDTHS, LM_WEIGHTS, SETTINGS, WORD_BONUSES
 from self_distill.text import Tokenizer
 
 WORDS = 'one two three four five go stop yes no erase enter rubout help start repeat'.split()
 ERROR = dict(baseline=0.16, student=0.12, control=0.155, compute=0.15) # of words
-VALUES = dict(lm_weight=0.5, word_bonus=0.0, beam_width=10) # of the beam search
-MORE_TEXT = dict(language_model_order=5, extra_text=['configs/experiments/an4_text.txt'])
-UPDATES, TOKENS = 35, Tokenizer.english().tokens
+BEAM = dict(zip(SETTINGS, (0.5, 0.0, 10)))
+UPDATES, TOKENS, WEIGHTS = 35, Tokenizer.english().tokens, '0' * 64
+SAME = dict(started='2026-01-01T00:00:00+00:00', git=Git(revision='0' * 40, dirty=False), versions={},
+            device=Device(type='cpu', name='invented', threads=1)) # whatever machine and revision this is
 
 def generator(*names): return np.random.default_rng(int(hashlib.sha256(' '.join(map(str, names)).encode()).hexdigest()[:8], 16))
 
 def split_of(corpus, split, fold, speakers=20, each=3):
-    "Utterances of a split: the same for every run of a fold."
+    "Utterances of a split: the same for every run of a fold"
     rng, first = generator(corpus, split, fold), 100 * (fold or 0)
-    rows = [dict(id=f'{split}{fold or 0}-{s:02d}-{k}', speaker=f'{split}{first + s:03d}', duration=1.5, text=' '.join(rng.choice(WORDS, 5))) for s in range(speakers) for k in range(each)]
-    return utterances_of(pd.DataFrame(rows))
+    return utterances_of(pd.DataFrame([
+        dict(id=f'{split}{fold or 0}-{s:02d}-{k}', speaker=f'{split}{first + s:03d}', duration=1.5, text=' '.join(rng.choice(WORDS, 5)))
+        for s in range(speakers) for k in range(each)]))
 
 def misheard(utterances, error, rng):
-    "Texts with about so many words wrong: substituted, deleted or inserted."
+    "Texts with about this share of words wrong: substituted, deleted or inserted"
     def hear(word):
         r = rng.random()
         return [] if r < error / 4 else [word, rng.choice(WORDS)] if r < error / 3 else [rng.choice(WORDS)] if r < error else [word]
     return [' '.join(w for word in u.reference.split() for w in hear(word)) for u in utterances]
 
-def search_grid(utterances, error, rng):
-    "A search on dev, as `keep_search` stores it."
-    rows = []
-    for alpha in ALPHAS:
-        for beta in BETAS:
-            for width in BEAM_WIDTHS:
-                words = count_errors([u.reference for u in utterances], misheard(utterances, error * (0.8 + (alpha - 0.6) ** 2 + beta / 30 - width / 1000), rng))
-                sums = words[['substitutions', 'deletions', 'insertions', 'reference']].sum()
-                rows.append(dict(alpha=alpha, beta=beta, beam_width=width, wer=100 * sums.iloc[:3].sum() / sums.iloc[3], **sums, cer=5.0, seconds=0.01))
-    return {f'search/best/{k}': make_array(v.to_numpy()) for k, v in pd.DataFrame(rows).items()}
+def searched(utterances, error, rng):
+    "A search on dev"
+    rows, references = [], [u.reference for u in utterances]
+    for lm_weight, bonus, width in itertools.product(LM_WEIGHTS[::4], WORD_BONUSES[:2], BEAM_WIDTHS[:2]):
+        words = count_errors(references, misheard(utterances, error * (0.8 + (lm_weight - 0.6) ** 2 + bonus / 30 - width / 1000), rng))
+        rows.append(dict(zip(SETTINGS, (lm_weight, bonus, width))) | words[PARTS].sum().to_dict() | dict(cer=5.0, seconds=0.01))
+    grid = pd.DataFrame(rows).assign(wer=lambda t: 100 * errors_of(t) / t.reference)
+    return Search(decoder='beam', checkpoint='best', weights_sha256=WEIGHTS, language_model_sha256=WEIGHTS, **BEAM,
+                  grid={k: v.tolist() for k, v in grid.items()})
 
 def posteriors(text, rng):
-    "Log-probabilities that spell a text, one spike for each letter among blanks."
+    "Log-probabilities that spell a text, one peak for each letter among blanks"
     labels = [k for letter in text for k in (0, TOKENS.index(letter), 0)]
     return log_softmax(rng.normal(0, 1, (len(labels), len(TOKENS))) + 8 * np.eye(len(TOKENS))[labels], axis=-1).astype('float32')
 
-def epochs_of(x, error, rng):
-    "Curves that fall."
-    c, rows = x.config, []
+def epochs_of(run, error, rng):
+    "Curves that fall"
+    c, w, rows = run.config, run.config.loss_weights, []
+    weights = dict(hard_ctc_loss=w.beta, distillation_loss=w.alpha, feature_matching_loss=w.gamma) if run.teacher else dict(hard_ctc_loss=1.0)
     for e in range(1, c.training.epochs + 1):
         left = np.exp(-5 * e / c.training.epochs) + rng.normal(0, 0.004)
-        terms = dict(hard_ctc_loss=0.02 + left) | (dict(distillation_loss=0.2 + 8 * left, feature_matching_loss=0.3 + left) if x.teacher else {})
-        w = c.loss_weights
-        weights = dict(distillation_loss=w.alpha, hard_ctc_loss=w.beta, feature_matching_loss=w.gamma) if x.teacher else dict(hard_ctc_loss=1.0)
-        weighted = {k: weights[k] * v for k, v in terms.items()}
-        rows.append(dict(epoch=e, update=UPDATES * e, temperature=temperature_at(e, c.training.epochs, c.temperature), wer=100 * (error + (1 - error) * max(0, left)),
-                         cer=40.0, loss=0.3, learning_rate=1e-3, seconds=30.0 + rng.random(), **{f'train/{k}': v for k, v in terms.items()},
-                         **{f'train/{k}_weighted': v for k, v in weighted.items()}, **{'train/loss': sum(weighted.values())}))
+        terms = dict(hard_ctc_loss=0.02 + left, distillation_loss=0.2 + 8 * left, feature_matching_loss=0.3 + left)
+        losses = {f'train/{k}': terms[k] for k in weights} | {f'train/{k}_weighted': weight * terms[k] for k, weight in weights.items()}
+        rows.append(losses | {'train/loss': sum(weights[k] * terms[k] for k in weights)} | dict(
+            epoch=e, update=UPDATES * e, temperature=temperature_at(e, c.training.epochs, c.temperature), loss=0.3, cer=40.0,
+            wer=100 * (error + (1 - error) * max(0, left)), learning_rate=1e-3, seconds=30.0 + rng.random()))
     return rows
 
-def invented(x, sha='0' * 64) -> Record:
-    "A record of an experiment, the same each time."
-    rng, fold = generator(x.name), x.config.data.fold if x.config.data.protocol == 'folds' else None
-    error = ERROR.get(x.row, 0.13) + rng.normal(0, 0.005)
-    spoken = {s: split_of(x.config.data.corpus, s, fold) for s in ('dev', 'test')}
-    decodes = [make_decode(split, decoder, u, misheard(u, error * factor, rng), settings, checkpoint, sha)
-               for split, u in spoken.items() for decoder, factor, settings in (('greedy', 1, {}), ('beam', 0.75, VALUES), *([('beam_text', 0.65, VALUES | MORE_TEXT)] if 'beam_text' in x.decoders else []))
-               for checkpoint in ('best', *(['ensemble_015_020_025', 'average'] if x.ensemble and decoder == 'greedy' else []))]
-    logits = Logits('dev', 'best', sha, spoken['dev'], [posteriors(u.reference, rng) for u in spoken['dev']])
-    millions = 15.2 if x.config.model.num_layers == 5 else 7.35
-    made = new_record('training', x.config, parameters=int(millions * 1e6), teacher=x.teacher and dict(run=x.teacher, checkpoint_sha256=sha),
-                      epochs=epochs_of(x, error, rng), utterances=spoken, decodes=decodes, peak_memory={'process': 1500.0},
-                      times={'training': 31.0 * x.config.training.epochs, 'updates': UPDATES * x.config.training.epochs, 'decode_greedy_test': 0.1, 'decode_beam_test': 4.0},
-                      arrays=figure_arrays(logits, TOKENS) | search_grid(spoken['dev'], error, rng))
-    same = dict(started='2026-01-01T00:00:00+00:00', git=Git(revision='0' * 40, dirty=False), versions={}, device=Device(type='cpu', name='invented', threads=1))
-    return made.model_copy(update=same) # whatever machine and revision this is
+def invented(run) -> Record:
+    "A record of a run, the same each time"
+    c, rng = run.config, generator(run.name)
+    error = ERROR.get(run.row, 0.13) + rng.normal(0, 0.005)
+    spoken = {s: split_of(c.data.corpus, s, c.data.fold if c.data.protocol == 'folds' else None) for s in ('dev', 'test')}
+    decoders = {'greedy': (1, {})} | {d.name: (0.65, BEAM | dict(language_model_order=d.order, extra_text=list(d.extra_text))) if d.extra_text else (0.75, BEAM)
+                                      for d in run.decoders if d.name in ('beam', 'beam_text')}
+    means = ['ensemble_015_020_025', 'average'] if run.ensemble else []
+    decodes = [make_decode(split, name, u, misheard(u, error * factor, rng), settings, checkpoint, WEIGHTS) for split, u in spoken.items()
+               for name, (factor, settings) in decoders.items() for checkpoint in ('best', *(means if name == 'greedy' else ()))]
+    arrays = figure_arrays(LogProbs('dev', spoken['dev'], [posteriors(u.reference, rng) for u in spoken['dev']]), TOKENS)
+    made = new_record('training', c, parameters=15_200_000 if c.model.num_layers == 5 else 7_350_000, epochs=epochs_of(run, error, rng),
+                      teacher=run.teacher and Teacher(run=run.teacher, weights_sha256=WEIGHTS), utterances=spoken, decodes=decodes,
+                      searches=[searched(spoken['dev'], error, rng)], arrays=arrays, peak_memory={'process': 1500.0},
+                      times={'training': 31.0 * c.training.epochs, 'updates': UPDATES * c.training.epochs})
+    return made.model_copy(update=SAME)
 
-def write_records(queue, folder, keep=lambda x: True):
-    "A record for every run of a queue that `keep` keeps."
-    for x in load_queue(queue).values():
-        if keep(x): write_text_atomic(folder/f'{x.name}.json', record_text(invented(x)))
+def training_cost() -> Record:
+    "The benchmark of 32_training_cost"
+    ratios = {'distillation to CTC, float32': 1.3, 'distillation to CTC, bfloat16': 1.35, 'forward pass to CTC step': 0.3,
+              'greedy to CTC step': 0.001, 'beam search to CTC step': 0.05}
+    rounds = np.array(list(ratios.values()))[:, None] * [0.99, 1, 1.02]
+    return Record(kind='benchmark', run='training_cost', config=dict(ratios=list(ratios), rounds=3), config_hash='0', corpus='an4',
+                  protocol='none', seed=0, parameters=7_350_000, arrays=dict(ratios=make_array(rounds)), **SAME)
+
+def write_records(plan, folder, keep=lambda run: True):
+    "A record for every run of a plan that `keep` keeps, and that of the benchmark"
+    for record in [training_cost(), *(invented(run) for run in load_plan(plan).values() if keep(run))]:
+        with atomic_write(folder/f'{record.run}.json') as file: file.write(record_text(record))

@@ -1,4 +1,6 @@
 "What the lessons of 09_metrics and 24_compare cannot teach in seconds: oracles on random texts, and calibration."
+from itertools import combinations
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -6,7 +8,8 @@ from hypothesis import given, settings, strategies as st
 
 from self_distill.compare import System, by_speaker, compare, wins_and_losses
 from self_distill.config import Config
-from self_distill.metrics import _resample, bootstrap_interval, count_errors, error_rate, errors_of, paired_bootstrap
+from self_distill.metrics import (_average, _difference, _noise, _p_value, _resample, _spread, bootstrap_interval, count_errors,
+                                  error_rate, errors_of, paired_bootstrap, run_noise)
 from self_distill.records import RecordError, Utterance, add_decode, make_decode, new_record
 
 TEXTS = st.lists(st.sampled_from(['a', 'b', 'ä', 'no', 'yes']), max_size=7).map(' '.join)
@@ -77,38 +80,70 @@ def test_degenerate_cases():
     with pytest.raises(ValueError, match=r'different utterances \(12 and 11\).*only the baseline has 0'): paired_bootstrap(perfect, perfect[1:])
 
 
-def simulated(rng, runs, speakers, folds, by_run, by_cell):
-    "Errors of `runs` equally good trainings; continuous, so that only the design is tested."
-    words = rng.integers(20, 60, speakers)
-    p = 0.3 + rng.normal(0, by_run, (runs, 1)) + rng.normal(0, 0.02, speakers) + rng.normal(0, by_cell, (runs, speakers))
-    out = pd.concat([table(p[k] * words, words, run=f'run {k}') for k in range(runs)])
-    keep = [folds is None or s % folds == int(r.split()[1]) % folds for s, r in zip(out.speaker, out.run)]
-    return out[keep], words
+FOLDS = np.where(np.arange(84) % 5 == np.arange(5)[:, None], 74, 0)          # words of each run (fold) and speaker
+DESIGNS = {'5 folds': FOLDS, '3 seeds': np.full((3, 84), 74), '2 sets of 5 folds': np.tile(FOLDS, (2, 1))}
 
 
-@pytest.mark.parametrize('runs, speakers, folds, by_run', [(1, 20, None, 0), (3, 24, None, 0), (3, 24, None, 0.03), (5, 84, 5, 0.03), (10, 40, 5, 0.03)])
-def test_paired_test_keeps_its_level(runs, speakers, folds, by_run):
-    rng, wrong, trials = np.random.default_rng(0), 0, 200
-    for _ in range(trials):
-        a, words = simulated(rng, runs, speakers, folds, by_run, 0.06)
-        b, _ = simulated(rng, runs, speakers, folds, by_run, 0.06)
-        b['substitutions'] = b.substitutions.to_numpy() / b.reference.to_numpy() * a.reference.to_numpy()
-        b['reference'] = a.reference.to_numpy()
-        wrong += paired_bootstrap(a, b, replicates=400).significant
-    assert wrong / trials < 0.095, f'{wrong} of {trials} comparisons of equals are called significant'
+def equals(rng, words, run_sds, trials):
+    "Errors (trials, rows, runs, speakers) of equally good recipes; points between the runs of each row"
+    shape = trials, len(run_sds), *words.shape
+    shift = rng.normal(0, 1, shape[:3] + (1,)) * np.reshape(run_sds, (-1, 1, 1)) + rng.normal(0, 6, (trials, 1, 1, words.shape[1]))
+    return words * (10 + shift + rng.normal(0, 2.5, shape)) / 100
+
+
+def false_alarms(words, run_sds, used, trials=1500):
+    "Whether the first two rows are called different, tested with the noise of the first `used` rows; whether theirs alone is below 0"
+    errors = equals(np.random.default_rng(0), words, run_sds, trials)
+    pairs = [_noise(_spread(errors[:, i] - errors[:, j], words), 2 / used) for i, j in combinations(range(used), 2)]
+    test = _difference(errors[:, 0] - errors[:, 1], words, _average(pairs))
+    return _p_value(*test) < 0.05, pairs[0].variance <= 0
+
+
+def at_most_5_percent(wrong): return wrong.mean() <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / len(wrong))
+
+
+@pytest.mark.parametrize('design', DESIGNS)
+@pytest.mark.parametrize('run_sd', [0, 0.45, 0.98])
+def test_equal_recipes_are_not_called_different(design, run_sd):
+    for rows in (2, 7):
+        wrong, hidden = false_alarms(DESIGNS[design], [run_sd] * rows, rows)
+        assert wrong.mean() <= 0.05, f'{rows} rows: {100 * wrong.mean():.1f} %'
+        assert at_most_5_percent(wrong[hidden]), f'{rows} rows, noise hidden: {100 * wrong[hidden].mean():.1f} % of {hidden.sum()}'
+
+
+def test_rows_that_vary_more_than_the_others_are_not_called_different():
+    wrong, _ = false_alarms(FOLDS, [0.98, 0.98, 0.2, 0.2], 4)
+    assert wrong.mean() <= 0.05
+
+
+def as_table(errors, words):
+    "A row per run and speaker."
+    run, speaker = np.nonzero(words)
+    return pd.concat([table(errors[k][words[k] > 0], words[k][words[k] > 0], f'run {k}').assign(
+        id=speaker[run == k], speaker=speaker[run == k]) for k in range(len(words))])
+
+
+def test_tables_and_arrays_give_the_same_test():
+    words = DESIGNS['2 sets of 5 folds']
+    errors = equals(np.random.default_rng(3), words, [0.5] * 3, 1)[0]
+    tables = [as_table(e, words) for e in errors]
+    noise = run_noise([tables])
+    assert noise.freedom == pytest.approx(2 * 5)
+    value, error, freedom = _difference(errors[0] - errors[1], words, noise)
+    test = paired_bootstrap(tables[0], tables[1], noise)
+    assert (test.improvement, test.standard_error) == pytest.approx((value, error))
+    assert test.p_value == pytest.approx(_p_value(value, error, freedom))
 
 
 def test_more_seeds_of_every_fold_on_one_side_keep_the_level():
-    rng, wrong, trials = np.random.default_rng(0), 0, 200
-    for _ in range(trials):
-        a, *b = (simulated(rng, 5, 84, 5, 0.03, 0.06)[0] for _ in range(3))
-        for seed, runs in enumerate(b):
-            runs['substitutions'] *= a.reference.to_numpy() / runs.reference.to_numpy()
-            runs['reference'], runs['run'] = a.reference.to_numpy(), runs.run + f' seed {seed}'
-        test, mirrored = paired_bootstrap(a, pd.concat(b), replicates=400), paired_bootstrap(pd.concat(b), a, replicates=400)
+    rng, wrong, trials = np.random.default_rng(0), 0, 150
+    for errors in equals(rng, FOLDS, [0.5] * 3, trials):
+        a, *b = (as_table(e, FOLDS) for e in errors)
+        b = pd.concat([t.assign(run=t.run + f' seed {seed}') for seed, t in enumerate(b)])
+        test, mirrored = paired_bootstrap(a, b), paired_bootstrap(b, a)
         assert test.runs == mirrored.runs == 5 and test.improvement == pytest.approx(-mirrored.improvement)
         wrong += test.significant
-    assert wrong / trials < 0.095, f'{wrong} of {trials} comparisons of equals are called significant'
+    assert wrong / trials <= 0.05, f'{wrong} of {trials} comparisons of equals are called significant'
 
 
 SPOKEN = [Utterance(id=f'u{k:03d}', speaker=f's{k % 40:02d}', duration=1.0, reference='one two three four five six') for k in range(120)]

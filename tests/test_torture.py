@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest, torch
 from conftest import ROOT, environment
 
-from self_distill import trainer
+from self_distill import trainer, training
 from self_distill.checkpoint import load_checkpoint
 from self_distill.config import build_config, config_dict
 from self_distill.records import read_record
 from self_distill.trainer import Trainer, TrainingError
+from self_distill.training_log import TrainingLog
 
 EPOCHS, UPDATES = 6, 3  # of the student; updates an epoch
 TRAINING = dict(epochs=EPOCHS, batch_size=6, gradient_accumulation_steps=2, gradient_norms_every=4, optimizer=dict(learning_rate=1e-2))
@@ -59,11 +60,11 @@ MOMENTS = dict(
     half_a_checkpoint=lambda n: patched(torch, 'save', n, half_written),
     before_the_rename=lambda n: patched(os, 'replace', n, die),
     before_the_second_name=lambda n: patched(os, 'link', n, die),
-    log_line=lambda n: patched(trainer.RunLog, 'log', n, die),
-    rewinding=lambda n: patched(trainer.RunLog, 'rewind', n, die))
+    log_line=lambda n: patched(TrainingLog, 'log', n, die),
+    rewinding=lambda n: patched(TrainingLog, 'rewind', n, die))
 FULL = dict(
     save=lambda n, folder: patched(torch, 'save', n, lambda *_: fill(folder)),
-    log=lambda n, folder: patched(trainer.RunLog, 'log', n, lambda *_: fill(folder)))
+    log=lambda n, folder: patched(TrainingLog, 'log', n, lambda *_: fill(folder)))
 
 def child(root, config, prepare=None, arguments=(), wer=True):
     "Train in this process, after `prepare(*arguments)`."
@@ -76,13 +77,13 @@ def child(root, config, prepare=None, arguments=(), wer=True):
     if prepare: (MOMENTS | FULL)[prepare](*arguments)
     with open(root/'child.log', 'a') as log:
         os.dup2(log.fileno(), 1); os.dup2(log.fileno(), 2)
-        trainer.train(config)
+        training.train(config)
 
 @pytest.fixture(scope='module')
 def spawn():
     "Start a training in a process of its own; a server that has torch loaded makes that cheap."
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['self_distill.trainer'])
+    context.set_forkserver_preload(['self_distill.training'])
     def start(*arguments, **named):
         process = context.Process(target=child, args=arguments, kwargs=named)
         process.start()
@@ -130,8 +131,8 @@ def logged(root, run='student'):
     return [json.loads(l) for l in path.read_text().splitlines() if l.endswith('}')] if path.exists() else []
 
 def comparable(value):
-    "A nested value without the clock, and without what may change between two sittings."
-    if isinstance(value, dict): return {k: comparable(v) for k, v in value.items() if k not in ('seconds', 'sha256', 'workers', 'sittings')}
+    "A nested value without the clock, and without what may change when a run is resumed."
+    if isinstance(value, dict): return {k: comparable(v) for k, v in value.items() if k not in ('seconds', 'sha256', 'workers', 'first_call')}
     return [comparable(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 def differences(a, b, where=''):
@@ -156,7 +157,7 @@ def assert_equal_runs(root, other, run='student', epochs=EPOCHS):
 
 # kills
 
-def sitting(spawn, root, config, kill):
+def train_until(spawn, root, config, kill):
     "Train until `kill` comes, seconds or (moment, count); the exit code, -9 where it came before the end."
     process = spawn(root, config, kill[0], (kill[1],)) if isinstance(kill, tuple) else spawn(root, config)
     process.join(None if isinstance(kill, tuple) else kill)
@@ -170,7 +171,7 @@ def sitting(spawn, root, config, kill):
 
 def test_killed_runs_end_as_if_nothing_had_happened(spawn, root, undisturbed, shared_cache):
     for kill in [('step', 9), ('half_a_checkpoint', 2), ('before_the_second_name', 1), ('validation', 2)]:
-        assert sitting(spawn, root, student(shared_cache), kill) == -signal.SIGKILL
+        assert train_until(spawn, root, student(shared_cache), kill) == -signal.SIGKILL
     finish(spawn(root, student(shared_cache)), root)
     assert_equal_runs(root, undisturbed[0])
 
@@ -185,7 +186,7 @@ def test_many_kills(spawn, undisturbed, shared_cache, tmp_path_factory, capsys):
         runs += 1
         while code != 0:
             kill = chance.uniform(0, undisturbed[1]) if chance.random() < 0.5 else (chance.choice(sorted(MOMENTS)), chance.randint(1, 8))
-            code = sitting(spawn, root, config, kill)
+            code = train_until(spawn, root, config, kill)
             starts += 1
             if code: kills[kill[0].replace('_', ' ') if isinstance(kill, tuple) else 'a random time'] += 1
         assert_equal_runs(root, undisturbed[0])
@@ -264,7 +265,7 @@ def test_two_processes_never_train_one_run(spawn, shared_cache, tmp_path, monkey
     while not logged(tmp_path, 'long') and first.is_alive(): time.sleep(0.02)
     with pytest.raises(TrainingError, match='another process is training this run; wait for it, or give this one another name'): second.fit()
     first.kill(); first.join()
-    with second.alone(): pass  # a dead process holds nothing
+    with second.locked(): pass  # a dead process holds nothing
 
 @pytest.mark.torture
 def test_runs_that_start_together_make_one_cache_and_equal_weights(spawn, undisturbed, tmp_path_factory):

@@ -6,11 +6,14 @@ import pandas as pd, pytest, torch
 from pictures import picture_config, write_pictures
 from test_torture import TRAINING, settings
 
-from self_distill import cli, decoding, trainer
+from self_distill import ensemble, trainer
+from self_distill import evaluate as pipeline
 from self_distill.batches import UtteranceDataset, epoch_batches
 from self_distill.checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint
+from self_distill.evaluate import Beam, Greedy, evaluate, evaluate_ensemble
 from self_distill.records import RecordError, read_record
 from self_distill.trainer import Trainer, TrainingError
+from self_distill.training import train, training_record
 
 BEST = 'models/short/checkpoint_best.pt'
 
@@ -25,7 +28,7 @@ def trained(shared_cache, tmp_path_factory):
     root = tmp_path_factory.mktemp('trained')
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('SELF_DISTILL_ROOT', str(root))
-        trainer.train(short(shared_cache))
+        train(short(shared_cache))
     return root
 
 def short(cache, run='short', **training): return settings(run, cache, training=TRAINING | dict(epochs=2) | training)
@@ -71,7 +74,7 @@ def test_a_poisoned_utterance_is_skipped_counted_and_named(make, shared_cache, r
     assert all(torch.isfinite(p).all() for p in (*run.model.state_dict().values(), *run.average.state_dict().values()))
     named = [line for line in (root/'logs/training.log').read_text().splitlines() if 'Skipped update' in line]
     assert len(named) == 2 and all('train-0003' in line and len(line.split('utterances ')[1].split(', ')) == 12 for line in named)
-    assert trainer.train(short(shared_cache)).times['skipped_updates'] == 2
+    assert train(short(shared_cache)).times['skipped_updates'] == 2
 
 def test_gradients_that_are_not_finite_change_nothing(shared_cache):
     run = Trainer(short(shared_cache))
@@ -105,7 +108,7 @@ def test_utterances_too_short_for_their_labels_are_listed_and_left_out(shared_ca
         return loaded
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, 'load_corpus', with_long_text(trainer.load_corpus))
-        record = trainer.train(short(shared_cache))
+        record = train(short(shared_cache))
     said = (root/'logs/training.log').read_text()
     assert 'Excluded: 1 utterances (train-0005: ' in said and '(35 train, 6 dev utterances)' in said
     assert any(note.startswith('excluded train-0005: ') and 'its labels need' in note for note in record.notes)
@@ -130,13 +133,13 @@ def test_a_resumed_run_accepts_another_device_cache_or_number_of_processes(copy,
 def test_a_resumed_run_refuses_another_vocabulary(copy, shared_cache):
     tokens = load_checkpoint(copy)['tokenizer']
     rewrite(copy, tokenizer=tokens | dict(tokens=[*tokens['tokens'][:-1], 'é']))
-    refused(shared_cache, 'trained with 29 tokens that are not the 29 of this corpus now; restore its transcripts')
+    refused(shared_cache, r'demo has changed since this run began \(tokens\); restore it')
 
 def test_a_resumed_run_refuses_another_training_split(copy, shared_cache):
     state = load_checkpoint(copy)['training']
     for h in state['history']: h['update'] = 5*h['epoch']
     rewrite(copy, training=state)
-    refused(shared_cache, 'made 5 updates an epoch, now there would be 3: the training split has changed')
+    refused(shared_cache, r'demo has changed since this run began \(number of training utterances\)')
 
 def test_a_checkpoint_without_training_state_says_where_to_go_on_from(copy, shared_cache):
     shutil.copy(copy.parent/'checkpoint_epoch_002.pt', copy)
@@ -150,43 +153,27 @@ def test_a_setting_that_came_later_has_its_default(copy, shared_cache):
     rewrite(copy, config=config)
     assert Trainer(short(shared_cache)).resume()
 
-def test_a_record_states_the_first_sitting_and_what_changed_since(shared_cache, root, monkeypatch):
-    code = trainer.environment('cpu')
-    def sit(second, asked, **git):
-        monkeypatch.setattr(trainer, 'now', lambda: f'2026-01-01T00:00:0{second}+00:00')
-        monkeypatch.setattr(trainer, 'environment', lambda device: code | dict(git=code['git'].model_copy(update=git)))
-        run = Trainer(short(shared_cache, epochs=4))
-        if not asked: return run
-        end = run.end_epoch
-        def stop(): end(); run._stop('SIGTERM')
-        run.end_epoch = stop
-        with pytest.raises(trainer.TrainingStopped): run.fit()
-    for second, git in enumerate((dict(revision='a', dirty=False), dict(revision='a', dirty=False), dict(revision='b', dirty=True))): sit(second, True, **git)
-    state = load_checkpoint(root/'models/short/checkpoint_last.pt')['training']
-    assert [s['update'] for s in state['sittings']] == [0, 3, 6] and state['sittings'][0]['git'] == dict(revision='a', dirty=False)
-    run = sit(3, False, revision='b', dirty=True)
-    run.fit()
-    record = run.record()
-    assert (record.started, record.git.revision, record.git.dirty) == ('2026-01-01T00:00:00+00:00', 'a', False)
-    assert record.notes == ["resumed at 2026-01-01T00:00:02+00:00 after update 6: git.revision 'a' → 'b'; git.dirty False → True"]
-
-def test_a_checkpoint_without_its_sittings_is_resumed(copy, shared_cache):
+def test_a_run_that_was_begun_elsewhere_says_so_in_its_record(copy, shared_cache):
     state = load_checkpoint(copy)['training']
-    del state['sittings']
-    rewrite(copy, training=state)
+    rewrite(copy, training=state | dict(first_call=state['first_call'] | dict(started='2026-01-01T00:00:00+00:00', revision='a')))
     run = Trainer(short(shared_cache))
-    assert run.resume() and len(run.sittings) == 1
-    assert run.record().notes == ['begun in a sitting that is not noted; start, code and device are those after update 6']
+    run.fit()
+    record = training_record(run)
+    assert record.started == '2026-01-01T00:00:00+00:00' and record.git.revision != 'a'
+    assert record.notes == [f'begun on {record.device.name} with revision a, and resumed']
 
 def test_another_teacher_is_refused(copy, shared_cache):
     taught = settings('taught', shared_cache, teacher=dict(checkpoint='models/short/checkpoint_best.pt'), training=TRAINING | dict(epochs=1))
     Trainer(taught).fit()
-    rewrite(copy.parent/'checkpoint_best.pt', best_val_wer=1.)
+    rewrite(copy.parent/'checkpoint_best.pt', best_val_wer=1.)  # the same weights
+    assert Trainer(taught).resume()
+    model = load_checkpoint(BEST)['model']
+    rewrite(copy.parent/'checkpoint_best.pt', model={k: v + 1 for k, v in model.items()})
     with pytest.raises(TrainingError, match='taught by another teacher'): Trainer(taught).fit()
 
 def test_a_finished_run_returns_its_record_and_writes_nothing(copy, shared_cache, root):
     before = {p: p.stat().st_mtime_ns for p in (root/'models').rglob('*.pt')}
-    record = trainer.train(short(shared_cache))
+    record = train(short(shared_cache))
     assert len(record.epochs) == 2 and {p: p.stat().st_mtime_ns for p in (root/'models').rglob('*.pt')} == before
 
 @pytest.mark.parametrize('precision', ['bfloat16', 'float32'])
@@ -213,15 +200,10 @@ def test_words_that_training_lacks_are_scored_and_left_out_of_the_loss(root):
 # devices
 
 def test_members_and_averages_run_on_the_device_that_is_asked_for(copy, monkeypatch):
-    load, devices = decoding.load_model, []
-    monkeypatch.setattr(decoding, 'load_model', lambda path, device='cpu': devices.append(str(device)) or load(path))
-    table = decoding.evaluate_ensemble([BEST, 'models/short/checkpoint_epoch_002.pt'], device='cpu:0')
+    load, devices = ensemble.load_model, []
+    monkeypatch.setattr(ensemble, 'load_model', lambda path, device='cpu': devices.append(str(device)) or load(path))
+    table = evaluate_ensemble([BEST, 'models/short/checkpoint_epoch_002.pt'], device='cpu:0')
     assert list(table.model) == ['member'] * 2 + ['mean of probabilities', 'mean of weights'] and set(devices) == {'cpu:0'}
-
-def test_the_demo_decodes_on_its_device(shared_cache, monkeypatch):
-    def opened(path, device='cpu'): raise LookupError(f'on {device}')
-    monkeypatch.setattr(cli, 'open_model', opened)
-    with pytest.raises(LookupError, match='on cpu:0'): cli.decode_best(replace(short(shared_cache), device='cpu:0'), 'a test')
 
 # teachers
 
@@ -242,7 +224,7 @@ def test_a_teacher_with_other_statistics_is_refused(copy, shared_cache):
         rewrite(copy, config=config | dict(features=config['features'] | features), feature_statistics=[mean + shift, deviation])
         if fits: assert Trainer(taught(shared_cache, teacher=copy, features=features)).teacher
         else:
-            with pytest.raises(CheckpointError, match='normalised by other statistics'): Trainer(taught(shared_cache, teacher=copy, features=features))
+            with pytest.raises(CheckpointError, match='normalises features by other statistics'): Trainer(taught(shared_cache, teacher=copy, features=features))
 
 def test_the_teachers_wer_is_that_of_its_weights(copy, shared_cache, root):
     rewrite(copy, val_wer=88.25, best_val_wer=77.)
@@ -254,41 +236,39 @@ def test_the_teachers_wer_is_that_of_its_weights(copy, shared_cache, root):
 
 def test_another_demo_corpus_is_not_the_runs_own_test_set(copy, root):
     before = (root/'results/short.json').read_bytes()
-    record = decoding.evaluate_models(BEST, 'test', ['data.utterances=32', 'data.seed=1'])
+    record = evaluate(BEST, 'test', overrides=['data.utterances=32', 'data.seed=1'])
     assert record.run == 'short_on_demo_utterances32_seed1' and (root/'results/short.json').read_bytes() == before
     assert read_record(f'results/{record.run}.json').kind == 'decoding'
 
 def test_other_utterances_are_not_the_runs_own_test_set(copy, root, monkeypatch):
-    load, before = decoding.load_corpus, (root/'results/short.json').read_bytes()
-    def changed(change): monkeypatch.setattr(decoding, 'load_corpus', lambda *a: (c := load(*a)) and replace(c, manifest=change(c.manifest)))
-    for change, what in ((lambda m: m[m.id != 'dev-0001'], r'6 dev utterances, and demo has 5 now that are not these: 1 are gone \(dev-0001\)'),
+    load, before = pipeline.load_corpus, (root/'results/short.json').read_bytes()
+    def changed(change): monkeypatch.setattr(pipeline, 'load_corpus', lambda *a: (c := load(*a)) and replace(c, manifest=change(c.manifest)))
+    for change, what in ((lambda m: m[m.id != 'dev-0001'], r'6 dev utterances, which are not the 5 that demo has now: 1 are gone \(dev-0001\)'),
                          (lambda m: m.assign(id=m.id.str.replace('dev-0001', 'dev-01')), r'1 are gone \(dev-0001\); 1 are new \(dev-01\)'),
                          (lambda m: m.assign(speaker='s'), 'speaker of dev-0000 .*, now'),
                          (lambda m: m[::-1], 'another order')):
         changed(change)
-        with pytest.raises(RecordError, match=rf'short.json: lists .*{what}.*Set data\.path to the corpus'): decoding.evaluate_models(BEST, 'test')
+        with pytest.raises(RecordError, match=rf'short: its record lists .*{what}.*Set data\.path to the corpus'): evaluate(BEST, 'test')
     changed(lambda m: m[m.id != 'test-0001'])
-    assert len(decoding.evaluate_models(BEST, 'test').utterances['test']) == 5 and (root/'results/test_ledger.jsonl').read_text().count('\n') == 1
+    assert len(evaluate(BEST, 'test').utterances['test']) == 5 and (root/'results/test_ledger.jsonl').read_text().count('\n') == 1
     changed(lambda m: m)
-    with pytest.raises(RecordError, match=r'lists 5 test utterances, and demo has 6 now.*1 are new \(test-0001\)'): decoding.evaluate_models(BEST, 'dev')
+    with pytest.raises(RecordError, match=r'lists 5 test utterances, which are not the 6 that demo has now: 1 are new \(test-0001\)'): evaluate(BEST, 'dev')
 
 def test_a_target_is_met_or_missed(copy, capsys):
     payload, best = load_checkpoint(BEST), copy.parent/'checkpoint_best.pt'
     for low, high, said in ((90., 100., 'met'), (45., 45.5, 'missed; a wider search')):
         save_checkpoint(payload | dict(config=payload['config'] | dict(monitoring=payload['config']['monitoring'] | dict(target_greedy=[low, high], target_beam=[low, high]))), best)
-        decoding.evaluate_models(BEST, 'dev')
+        evaluate(BEST, 'dev')
         assert f'Target: {low:g} to {high:g}% (greedy): {said}' in capsys.readouterr().out
-        decoding.evaluate_beam(BEST, 'dev', workers=1)
+        evaluate(BEST, 'dev', (Greedy(), Beam(workers=1)))
         told = capsys.readouterr().out
         assert all(f'Target: {low:g} to {high:g}% ({d}): {said}' in told for d in ('greedy', 'beam')) and told.index('Target') < told.index('Improvement')
     save_checkpoint(payload, best)
-    decoding.evaluate_models(BEST, 'dev')
+    evaluate(BEST, 'dev')
     assert 'Target' not in capsys.readouterr().out
 
-# course
+# folders
 
 def test_where_folders_cannot_be_made_the_error_says_so(shared_cache, root):
     (root/'models').mkdir(); (root/'models/short').write_text('a file')
     refused(shared_cache, r'models/short.*mend what the message names')
-    (root/'logs/short').rmdir(); (root/'logs/short').write_text('a file')
-    refused(shared_cache, r'logs/short: the log folder cannot be made')

@@ -1,20 +1,19 @@
-"What the pages of model and decoding cannot show: options A, B and C across runs, old checkpoints, and files that others left."
+"What the notebooks of model and evaluation cannot show: options A, B and C across runs, old checkpoints, and files that others left."
 import os
-from dataclasses import replace
 
-import numpy as np
 import pytest, torch
 from pictures import picture_config, write_pictures
 
 from self_distill.checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint
-from self_distill.config import Config, ModelConfig, build_config, config_dict, config_hash, root_path
-from self_distill.decoding import (DEFAULTS, Ensemble, average_weights, decoding_folder, decoding_values, evaluate_beam, evaluate_ensemble, evaluate_models,
-                                   language_model_for, load_ensemble, ngram_order, numbered_checkpoints, open_corpus, open_model, search_beam, search_table)
-from self_distill.language_model import estimate_arpa, file_sha256, read_unigrams
+from self_distill.config import Config, ModelConfig, build_config, config_dict, config_hash
+from self_distill.ensemble import load_ensemble, numbered_checkpoints, open_model
+from self_distill.evaluate import Beam, Greedy, SearchedBeam, average_weights, evaluate, evaluate_ensemble, open_corpus, search, search_table
+from self_distill.language_model import estimate_arpa, file_sha256, language_model_for, ngram_order
+from self_distill.ledger import read_ledger
 from self_distill.loss import hard_loss
 from self_distill.model import BiLSTMCTC, SelfAttention, build_model, count_parameters, frame_mask
-from self_distill.records import RecordError, find_decode, read_ledger, read_record, record_path
-from self_distill.trainer import train
+from self_distill.records import RecordError, find_decode, read_record, record_path
+from self_distill.training import train
 
 def tiny(heads, **more): return BiLSTMCTC(7, 5, num_layers=2, hidden_size=16, conv_channels=24, dropout=0., attention_heads=heads, **more)
 
@@ -126,9 +125,9 @@ def test_mean_of_probabilities(root):
     assert count_parameters(mixed.model) == 3 * count_parameters(members[0])
 
 def test_an_ensemble_is_the_same_in_any_order_and_another_with_other_members(root):
-    assert open_model(EPOCHS).sha256 == open_model(EPOCHS[::-1]).sha256 != open_model(EPOCHS[:2]).sha256
+    assert open_model(EPOCHS).weights_sha256 == open_model(EPOCHS[::-1]).weights_sha256 != open_model(EPOCHS[:2]).weights_sha256
     assert open_model(EPOCHS[::-1]).path.name == 'checkpoint_ensemble_004_005_006.pt'
-    assert open_model([BEST]).sha256 == open_model(BEST).sha256
+    assert open_model([BEST]).weights_sha256 == open_model(BEST).weights_sha256
 
 def test_mean_of_weights_with_batch_norm_statistics(root, tmp_path):
     path = average_weights(EPOCHS, tmp_path/'checkpoint_mine.pt', device='cpu')
@@ -138,27 +137,18 @@ def test_mean_of_weights_with_batch_norm_statistics(root, tmp_path):
         else: assert torch.equal(value, states[-1][key]), key
     assert any('running_var' in key for key in mean['model']) and 'training' not in mean
     assert [m['checkpoint'] for m in mean['average']] == [f'pictures/{os.path.basename(f)}' for f in EPOCHS]
-    assert mean['best_val_wer'] == pytest.approx(find_decode(evaluate_models(path, folder=tmp_path), 'dev', 'greedy', 'mine').wer, abs=1e-3)
-
-def test_the_mean_of_one_thing_is_that_thing(root, tmp_path):
-    payload = {k: v for k, v in load_checkpoint(EPOCHS[0]).items() if k not in ('format', 'sha256')}
-    twin = tmp_path/'checkpoint_twin.pt'
-    save_checkpoint(payload | dict(epoch=99), twin)                                   # the same weights, another file
-    mean = load_checkpoint(average_weights([EPOCHS[0], twin], tmp_path/'mean.pt'))['model']
-    assert all(torch.equal(mean[k], v) for k, v in payload['model'].items())
-    x, lengths = features(open_model(BEST), [40, 40])
-    with torch.no_grad(): assert torch.allclose(open_model([EPOCHS[0], twin]).model(x, lengths).logits.softmax(-1), open_model(twin).model(x, lengths).logits.softmax(-1), atol=1e-6)
+    assert mean['best_val_wer'] == pytest.approx(find_decode(evaluate(path, folder=tmp_path), 'dev', 'greedy', 'mine').wer, abs=1e-3)
 
 def test_averaged_weights_can_teach(root):
     path = average_weights(EPOCHS)
     assert path == root/'models'/'pictures'/'checkpoint_average.pt'
     record = train(picture_config('taught', teacher=dict(checkpoint='models/pictures/checkpoint_average.pt'), training=dict(epochs=1)))
-    assert record.teacher.checkpoint_sha256 == load_checkpoint(path)['sha256']
+    assert record.teacher.weights_sha256 == open_model(path).weights_sha256
 
 def test_what_cannot_be_averaged(root, tmp_path):
     def changed(name, **more):
         payload = {k: v for k, v in load_checkpoint(BEST).items() if k not in ('format', 'sha256', 'training')} | more
-        save_checkpoint(payload, tmp_path/name)
+        save_checkpoint(payload | dict(model={k: v + 1 for k, v in payload['model'].items()}), tmp_path/name)
         return tmp_path/name
     tokens = load_checkpoint(BEST)['tokenizer']
     other_tokens = changed('a.pt', tokenizer=tokens | dict(tokens=[*tokens['tokens'][:-1], 'ß']))
@@ -175,7 +165,7 @@ def test_the_best_numbered_checkpoints(root):
     wers = {p: load_checkpoint(p)['val_wer'] for p in numbered_checkpoints('pictures')}
     chosen = numbered_checkpoints('pictures', best=3)
     assert len(wers) == 6 and chosen == sorted(chosen) and max(wers[p] for p in chosen) <= min(w for p, w in wers.items() if p not in chosen)
-    with pytest.raises(CheckpointError, match='no numbered checkpoint'): numbered_checkpoints('nobody')
+    with pytest.raises(CheckpointError, match='0 numbered checkpoints, 1 asked for'): numbered_checkpoints('nobody')
 
 def test_ensembles_in_records(root, results):
     table = evaluate_ensemble(EPOCHS, 'dev', folder=results)
@@ -191,63 +181,49 @@ def test_runs_with_one_training_text_share_one_language_model(root):
     paths = {language_model_for(open_corpus(open_model(f'models/{run}/checkpoint_best.pt')), picture_config(run)) for run in ('pictures', 'other')}
     assert len(paths) == 1 and ngram_order(paths.pop()) == 3
 
-def test_the_language_model_is_never_stale_and_knows_nothing_of_dev_and_test(root):
-    corpus, config = open_corpus(open_model(BEST)), picture_config()
-    first = language_model_for(corpus, config)
-    moved = corpus.manifest.assign(text=[t + (' hare' if s != 'train' else '') for t, s in zip(corpus.manifest.text, corpus.manifest.split)])
-    assert language_model_for(replace(corpus, manifest=moved), config) == first and 'hare' not in read_unigrams(first)
-    moved = corpus.manifest.assign(text=[t + (' hare' if i == 0 else '') for i, t in enumerate(corpus.manifest.text)])
-    second = language_model_for(replace(corpus, manifest=moved), config)
-    assert second != first and 'hare' in read_unigrams(second)
-    (root/'more.txt').write_text('The tide rises.\n')
-    third = language_model_for(corpus, config, extra_text=['more.txt'])
-    (root/'more.txt').write_text('The tide rises late.\n')
-    fourth = language_model_for(corpus, config, extra_text=['more.txt'])
-    assert len({first, second, third, fourth, language_model_for(corpus, config, order=2)}) == 5 and 'tide' in read_unigrams(third)
-
 def test_the_language_model_is_the_same_file_wherever_it_is_estimated(root, tmp_path):
     corpus = open_corpus(open_model(BEST))
     kept = language_model_for(corpus, picture_config())
     again = language_model_for(corpus, picture_config(checkpoints=dict(folder=str(tmp_path))))
     assert kept.name == again.name and kept != again and file_sha256(kept) == file_sha256(again)
 
-# decoding values and records
+# settings of a beam search, and records
+
+def beam_settings(checkpoint, folder, **given): return find_decode(evaluate(checkpoint, 'dev', [Beam(workers=1, **given)], folder=folder), 'dev', 'beam', 'epoch_005').settings
 
 def test_given_before_searched_before_default(root, results):
-    loaded, arpa = open_model(EPOCHS[1]), language_model_for(open_corpus(open_model(BEST)), picture_config())
-    assert decoding_values(loaded, arpa)[0] == DEFAULTS
-    search_beam(EPOCHS[1], alphas=[0.3], betas=[0.5], beam_widths=[7], workers=1, folder=results)
-    assert decoding_values(loaded, arpa)[0] == dict(lm_weight=0.3, word_bonus=0.5, beam_width=7)
-    values, origin = decoding_values(loaded, arpa, lm_weight=0.0, word_bonus=None, beam_width=None)
-    assert values == dict(lm_weight=0.0, word_bonus=0.5, beam_width=7) and list(origin.values()) == ['given', 'searched on dev', 'searched on dev']
+    def settings(**given): return [beam_settings(EPOCHS[1], results, **given)[k] for k in ('lm_weight', 'word_bonus', 'beam_width')]
+    assert settings() == [0.9, 1.5, 10]
+    search(EPOCHS[1], SearchedBeam([0.3], [0.5], [7], workers=1), folder=results)
+    assert settings() == [0.3, 0.5, 7] and settings(lm_weight=0.0) == [0.0, 0.5, 7]
     other = estimate_arpa(['the sea is sad'], 2, root/'other.arpa')
-    with pytest.raises(ValueError, match='another language model.*or give lm_weight'): decoding_values(loaded, other)
-    with pytest.raises(ValueError, match='tuned for checkpoint'): decoding_values(replace(loaded, sha256='0' * 64), arpa)
-    assert decoding_values(replace(loaded, sha256='0' * 64), other, **DEFAULTS)[0] == DEFAULTS
-    assert decoding_folder(loaded) != decoding_folder(open_model(BEST)) == root/'models'/'pictures'
+    assert settings(language_model=str(other)) == [0.9, 1.5, 10]  # the search was made with another language model
 
-def test_a_search_survives_in_the_record_alone(root, results):
-    table = search_beam(EPOCHS, alphas=[0.2, 0.9], betas=[0.0, 3.0], beam_widths=[5], workers=1, folder=results)
-    kept = search_table(read_record(record_path('pictures', results)), 'ensemble_004_005_006')
-    assert list(kept) == list(table) and np.allclose(kept, table, atol=1e-4) and kept.beam_width.dtype.kind == 'i'
-    search_beam(EPOCHS, alphas=[0.5], betas=[0.0], beam_widths=[5], workers=1, folder=results)
+def test_a_search_is_in_the_record(root, results):
+    found = search(EPOCHS, SearchedBeam([0.2, 0.9], [0.0, 3.0], [5], workers=1), folder=results)
+    record = read_record(record_path('pictures', results))
+    table = search_table(record, 'ensemble_004_005_006')
+    assert len(table) == 4 and found == record.searches[0] and table.wer.min() == table[(table.lm_weight == found.lm_weight) & (table.word_bonus == found.word_bonus)].wer.item()
+    search(EPOCHS, SearchedBeam([0.5], [0.0], [5], workers=1), folder=results)
     record = read_record(record_path('pictures', results))
     assert len(search_table(record, 'ensemble_004_005_006')) == 1
     with pytest.raises(RecordError, match='no search of checkpoint best'): search_table(record)
 
 def test_one_beam_decoding_of_each_name(root, results, capsys):
-    given = dict(workers=1, folder=results, word_bonus=1.0, beam_width=5)
-    evaluate_beam(BEST, 'dev', lm_weight=0.4, **given)
-    evaluate_beam(BEST, 'dev', lm_weight=0.8, **given)
-    record = evaluate_beam(BEST, 'dev', lm_weight=1.0, name='beam_heavy', **given)
-    assert [(d.decoder, d.settings.get('lm_weight')) for d in record.decodes] == [('beam', 0.8), ('greedy', None), ('beam_heavy', 1.0)]
-    said = capsys.readouterr().out
-    assert 'Dev WER (greedy): ' in said and 'Dev WER (beam): ' in said and 'Improvement: ' in said and 'lm_weight 0.4 (given)' in said
+    def beam(lm_weight, name='beam'): return evaluate(BEST, 'dev', (Greedy(), Beam(lm_weight, 1.0, 5, name=name, workers=1)), folder=results)
+    beam(0.4)
+    beam(0.8)
+    record = beam(1.0, 'beam_heavy')
+    assert {(d.decoder, d.settings.get('lm_weight')) for d in record.decodes} == {('beam', 0.8), ('greedy', None), ('beam_heavy', 1.0)}
+    out = capsys.readouterr().out
+    assert 'Dev WER (greedy): ' in out and 'Dev WER (beam): ' in out and 'Improvement: ' in out and 'lm_weight 0.4' in out
     assert len(read_ledger(f'{results}/test_ledger.jsonl')) == 0
 
 def test_a_record_names_no_folder(root, results):
-    evaluate_beam(BEST, 'test', workers=1, why='a test', language_model=str(language_model_for(open_corpus(open_model(BEST)), picture_config())), folder=results)
-    text = record_path('pictures', results).read_text()
-    assert str(root) not in text and (settings := find_decode(read_record(record_path('pictures', results)), 'test', 'beam').settings)['language_model_order'] == 3
+    arpa = str(language_model_for(open_corpus(open_model(BEST)), picture_config()))
+    evaluate(BEST, 'test', (Greedy(), Beam(language_model=arpa, workers=1)), why='a test', folder=results)
+    path = record_path('pictures', results)
+    settings = find_decode(read_record(path), 'test', 'beam').settings
+    assert str(root) not in path.read_text() and settings['language_model_order'] == 3
     assert len(settings['language_model_sha256']) == 64 and '/' not in settings['language_model']
     assert list(read_ledger(f'{results}/test_ledger.jsonl').why) == ['a test', 'a test']
