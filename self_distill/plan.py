@@ -16,7 +16,7 @@ from typing import Annotated, Any, Optional
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .config import Config, ConfigError, config_hash, load_config, read_config_file, root_path
-from .evaluate import Beam, Greedy, SearchedBeam
+from .evaluate import DEFAULTS, Beam, Greedy, SearchedBeam
 from .teacher import describe_split, heard_test_speakers
 
 # %% ../nbs/25_plan.ipynb #part
@@ -28,7 +28,7 @@ class Part(BaseModel):
     model_config = ConfigDict(extra='forbid', strict=True, allow_inf_nan=False)
 
 class BeamSearch(Part):
-    "One beam search; without `lm_weight`, `word_bonus` and `beam_width` (or with the word `search`) these values are searched on dev"
+    "A beam search; its values are searched on dev where none is given (or the word `search` stands)"
     lm_weight: Optional[float] = None
     word_bonus: Optional[float] = None
     beam_width: Optional[Annotated[int, Field(ge=1)]] = None
@@ -55,7 +55,7 @@ class Shared(Part):
     folds: Optional[Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]] = None
     decoders: Optional[dict[str, BeamSearch]] = None # besides greedy
     ensemble: Optional[Annotated[list[int], Field(min_length=2)]] = None # epochs whose probabilities are averaged
-    frozen: Optional[Annotated[str, Field(min_length=1)]] = None # the reason for reading the test set; None: it is not read
+    frozen: Optional[Annotated[str, Field(min_length=1)]] = None # why the test set may be read; None: it is not
 
     @field_validator('overrides')
     def _free(cls, values):
@@ -90,7 +90,7 @@ def _explain(error):
     if error['type'] != 'extra_forbidden': return where + error['msg'].removeprefix('Value error, ')
     part = BeamSearch if 'decoders' in place else {2: Group, 4: Row}.get(len(place), Plan)
     near = difflib.get_close_matches(key, part.model_fields, n=1, cutoff=0.5)
-    return f'{where}unknown key; ' + (f'the nearest valid key is `{near[0]}`' if near else f'valid are {", ".join(part.model_fields)}')
+    return where + 'unknown key; ' + (f'the nearest valid key is `{near[0]}`' if near else f'valid are {", ".join(part.model_fields)}')
 
 def read_plan(path # YAML file; a relative path starts at the repository's root
              ) -> Plan:
@@ -140,8 +140,8 @@ def _teacher(plan, group, row, run):
     runs, place = run_names(plan.groups[there], name), run_names(plan.groups[group], row)[run]
     same = [r for r, p in runs.items() if p == place]
     if same or len(runs) == 1: return (same or list(runs))[0]
-    raise PlanError(f'{wanted} has the runs {", ".join(runs)}; none has the fold {place[0]} and the number {place[1]} of {run}: '
-                    'give both rows the same folds and runs')
+    raise PlanError(f'{wanted} has the runs {", ".join(runs)}; none has the fold {place[0]} and the number {place[1]} '
+                    f'of {run}: give both rows the same folds and runs')
 
 # %% ../nbs/25_plan.ipynb #run
 @dataclass(frozen=True)
@@ -168,40 +168,42 @@ class Run:
 # %% ../nbs/25_plan.ipynb #make-run
 def _decoder(name, search):
     "The decoder that an entry of `decoders` means"
-    given = search.model_dump(include={'lm_weight', 'word_bonus', 'beam_width'}, exclude_none=True)
-    return (Beam if given else SearchedBeam)(name=name, order=search.order, extra_text=tuple(search.extra_text), **given)
-
-def _config(file, settings, teacher):
-    "The config of a run and its overrides, with the checkpoint of its teacher"
-    config = load_config(file, settings)
-    if not teacher:
-        if config.teacher.checkpoint: raise PlanError(f'{file} has a teacher, but the row names none; write teacher: and the row that teaches it')
-        return config, settings
-    checkpoint = f'{config.checkpoints.folder}/{teacher}/checkpoint_best.pt'
-    settings = [*settings, f'teacher.checkpoint={json.dumps(checkpoint)}']
-    return load_config(file, settings), settings
+    given = search.model_dump(include=set(DEFAULTS), exclude_none=True)
+    language_model = dict(order=search.order, extra_text=tuple(search.extra_text))
+    return Beam(name=name, **language_model, **DEFAULTS | given) if given else SearchedBeam(name=name, **language_model)
 
 def _run(plan, group, row, name, overrides):
     "One run of a row"
     part, recipe = plan.groups[group], plan.groups[group].rows[row]
-    file, decoders, ensemble, frozen = (_inherited(key, recipe, part, plan) for key in ('config', 'decoders', 'ensemble', 'frozen'))
+    file, decoders, ensemble, frozen = (_inherited(key, recipe, part, plan)
+                                        for key in ('config', 'decoders', 'ensemble', 'frozen'))
     if file is None: raise PlanError('no config file; write config: configs/….yaml for the row, its group or the plan')
     fold, number = run_names(part, row)[name]
     values = plan.overrides | part.overrides | recipe.overrides | {'run': name, 'seed': recipe.seed + number}
     if fold is not None: values |= {'data.protocol': 'folds', 'data.fold': fold}
-    teacher = _teacher(plan, group, row, name)
-    config, settings = _config(file, [*(f'{k}={json.dumps(v)}' for k, v in values.items()), *overrides], teacher)
+    settings = [*(f'{k}={json.dumps(v)}' for k, v in values.items()), *overrides]
+    if teacher := _teacher(plan, group, row, name):
+        path = f'{load_config(file, settings).checkpoints.folder}/{teacher}/checkpoint_best.pt'
+        settings.append(f'teacher.checkpoint={json.dumps(path)}')
+    config = load_config(file, settings)
+    if config.teacher.checkpoint and not teacher:
+        raise PlanError(f'{file} has a teacher, but the row names none; write teacher: and the row that teaches it')
     kept = range(config.checkpoints.every, config.training.epochs + 1, config.checkpoints.every)
-    if wrong := set(ensemble or ()) - set(kept): raise PlanError(f'ensemble: no checkpoint is kept of epoch {min(wrong)}, only of {[*kept]}')
+    if wrong := set(ensemble or ()) - set(kept):
+        raise PlanError(f'ensemble: no checkpoint is kept of epoch {min(wrong)}, only of {[*kept]}')
+    decoders = Greedy(), *(_decoder(*item) for item in (decoders or {}).items())
     return Run(name, group, row, recipe.title or row.replace('_', ' '), number, file, tuple(settings), config, teacher,
-               (Greedy(), *(_decoder(*item) for item in (decoders or {}).items())), ensemble, frozen)
+               decoders, ensemble, frozen)
 
 # %% ../nbs/25_plan.ipynb #order
 def _refuse_other(plan, runs, found):
     "A row may use the records of another one only with the same settings and teachers"
     group, row = find_row(plan, runs[0].row, runs[0].group)
-    ours, theirs = ([(config_hash(r.config), r.teacher) for r in made] for made in (runs, [r for r in found if (r.group, r.row) == (group, row)]))
-    if ours != theirs: raise PlanError(f'is not the same as {group}.{row}: config, overrides, seed, folds, runs or teacher differ; make them equal, or remove same_as')
+    others = [r for r in found if (r.group, r.row) == (group, row)]
+    ours, theirs = ([(config_hash(r.config), r.teacher) for r in made] for made in (runs, others))
+    if ours != theirs:
+        raise PlanError(f'is not the same as {group}.{row}: config, overrides, seed, folds, runs or teacher differ; '
+                        'make them equal, or remove same_as')
 
 def _teachers_first(runs):
     "The same runs by name, each after the one that teaches it"
@@ -213,8 +215,9 @@ def _teachers_first(runs):
             add(teacher, (*students, run.name))
             theirs, ours = teacher.config.data, run.config.data
             if heard_test_speakers(theirs, ours):
-                raise PlanError(f'{run.name} ({describe_split(ours)}) would be taught by {teacher.name} ({describe_split(theirs)}), '
-                                'which was trained on its test speakers; name a teacher with the same folds and protocol')
+                raise PlanError(f'{run.name} ({describe_split(ours)}) would be taught by {teacher.name} '
+                                f'({describe_split(theirs)}), which was trained on its test speakers; '
+                                'name a teacher with the same folds and protocol')
         order.setdefault(run.name, run)
     for run in runs: add(run)
     return order
@@ -228,10 +231,10 @@ def load_plan(path,        # YAML file; a relative path starts at the repository
     groups, rows = list(plan.groups), [(group, row) for group, part in plan.groups.items() for row in part.rows]
     try:
         _refuse_set_by_plan(o.partition('=')[0].strip() for o in overrides)
-        for group, name in sorted(rows, key=lambda r: plan.groups[r[0]].rows[r[1]].same_as is not None): # trained rows first
-            place = f'groups.{group}.rows.{name}'
-            runs = [_run(plan, group, name, run, overrides) for run in run_names(plan.groups[group], name)]
-            if plan.groups[group].rows[name].same_as: _refuse_other(plan, runs, found)
+        for group, row in sorted(rows, key=lambda r: plan.groups[r[0]].rows[r[1]].same_as is not None): # trained ones first
+            place = f'groups.{group}.rows.{row}'
+            runs = [_run(plan, group, row, name, overrides) for name in run_names(plan.groups[group], row)]
+            if plan.groups[group].rows[row].same_as: _refuse_other(plan, runs, found)
             else: found += runs
         for group, part in plan.groups.items():
             place = f'groups.{group}'
