@@ -49,6 +49,12 @@ def _open_audio(path):
     except (soundfile.SoundFileError, RuntimeError, OSError) as e:
         raise ValueError(f'{path}: not readable as audio ({e}); copy it again, or convert it to WAV or FLAC') from None
 
+# %% ../nbs/02_features.ipynb #one-channel
+def _one_channel(samples): # (n, channels)
+    "The mean of the channels; the first of them where they cancel (opposite phase)"
+    mean = samples.mean(1)
+    return samples[:, 0] if np.abs(mean).mean() < 0.1*np.abs(samples).mean(0).min() else mean
+
 # %% ../nbs/02_features.ipynb #read-audio
 def read_audio(path,             # a file that soundfile can read
                sample_rate=16000 # Hz, of the result
@@ -57,7 +63,7 @@ def read_audio(path,             # a file that soundfile can read
     samples, rate, cut = _open_audio(Path(path))
     fault = _audio_fault(samples, rate, cut, sample_rate)
     if fault: raise ValueError(f'{path}: {fault}')
-    wave = torch.from_numpy(samples.mean(1))
+    wave = torch.from_numpy(_one_channel(samples))
     return wave if rate == sample_rate else torchaudio.functional.resample(wave, rate, sample_rate)
 
 # %% ../nbs/02_features.ipynb #frame-rate

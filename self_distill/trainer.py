@@ -435,8 +435,8 @@ def _introduce(self: Trainer, resumed):
 @patch
 def _train_epochs(self: Trainer, stops):
     "From wherever the run stands to its last epoch"
-    with tqdm(total=self.updates, initial=self.update, unit='update', leave=False,
-              mininterval=0.5 if sys.stderr.isatty() else 60) as bar:
+    shown = dict(mininterval=0.5 if sys.stderr.isatty() else 60, leave=False, disable='TQDM_DISABLE' in os.environ)
+    with tqdm(total=self.updates, initial=self.update, unit='update', **shown) as bar:
         while self.epoch < self.config.training.epochs:
             self.run_epoch(stops, bar)
             self.end_epoch()

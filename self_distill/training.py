@@ -38,8 +38,8 @@ def training_record(trainer: Trainer # whose run is finished
     if teacher: teacher = Teacher(run=teacher.config.run, weights_sha256=teacher.weights_sha256)
     return new_record(
         'training', trainer.config, trainer.device, started=trainer.first_call['started'],
-        git=trainer.environment['git'], teacher=teacher, parameters=count_parameters(trainer.model), epochs=trainer.history,
-        utterances={'dev': rows}, decodes=[_greedy_decode(trainer, rows)],
+        git=trainer.environment['git'], teacher=teacher, parameters=count_parameters(trainer.model),
+        epochs=trainer.history, utterances={'dev': rows}, decodes=[_greedy_decode(trainer, rows)],
         times=dict(training=trainer.seconds, updates=trainer.update, skipped_updates=trainer.skipped),
         peak_memory=peak_memory(trainer.device), notes=_notes(trainer))
 

@@ -1,5 +1,6 @@
 "Corpora of real recordings, and what a notebook cannot show: other processes, other workers, damaged recordings."
-import multiprocessing, pickle
+import multiprocessing, os, pickle, re, shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, soundfile, torch
@@ -7,8 +8,10 @@ from torch.utils.data import DataLoader
 
 from self_distill.batches import UtteranceDataset, collate, epoch_batches, frames_needed, output_frames, too_short
 from self_distill.config import AugmentConfig, DataConfig, FeatureConfig, TextConfig
-from self_distill.corpora import SPLITS, compute_features, load_corpus
+from self_distill.corpora import (SPLITS, check_manifest, compute_features, content_hash, fingerprint, load_corpus,
+                                  shared_recordings)
 from self_distill.demo import demo_corpus
+from self_distill.features import read_audio
 from self_distill.text import Tokenizer, normalize_text
 
 DATA = Path(__file__).resolve().parents[2]/'shared/data'
@@ -66,9 +69,10 @@ def test_an4_round_trip(an4):
 @needs_prompts
 def test_prompts_load_as_a_plain_manifest(cache):
     with pytest.warns(UserWarning, match='fewer than eight speakers'):
-        data = DataConfig(corpus='manifest', path=str(PROMPTS), cache=cache)
+        data = DataConfig(corpus='manifest', path=str(PROMPTS), cache=cache, on_error='skip')
         corpus = load_corpus(data, TextConfig(), FeatureConfig(sample_rate=8000))
-    assert corpus.summary().utterances.to_dict() == dict(train=415, dev=69, test=69)
+    assert corpus.summary().utterances.to_dict() == dict(train=414, dev=69, test=69)
+    assert [i for i, _ in corpus.skipped] == ['audio/demo-instruct'] and 'lasts 73 s' in corpus.skipped[0][1]
     assert 20 < corpus.manifest.duration.sum()/60 < 28
     assert set(''.join(corpus.manifest.text)) <= set(" 'abcdefghijklmnopqrstuvwxyz")
     train = UtteranceDataset(corpus, 'train', corpus.tokenizer, FeatureConfig(sample_rate=8000))
@@ -136,7 +140,7 @@ def test_an4_as_sphere_audio(tmp_path):
         for i in ids:
             path = tmp_path/'wav'/f'{i}.sph'
             path.parent.mkdir(parents=True)
-            wave = 0.1*np.random.default_rng(0).normal(size=16000)
+            wave = 0.1*np.random.default_rng(list(i.encode())).normal(size=16000)
             soundfile.write(path, wave, 16000, format='NIST', subtype='PCM_16')
     data = DataConfig(corpus='an4', path=str(tmp_path), cache=str(tmp_path/'cache'))
     corpus = load_corpus(data, TextConfig(), FeatureConfig())
@@ -152,7 +156,7 @@ def test_any_alphabet_round_trips(text, language):
     assert Tokenizer.from_dict(tokenizer.to_dict()).decode(tokenizer.encode(text)) == text
 
 def test_a_word_that_training_lacks_stays_in_dev_and_test(tmp_path):
-    for n in range(4): np.save(tmp_path/f'u{n}.npy', np.ones((40, 6), dtype=np.float32))
+    for n in range(4): np.save(tmp_path/f'u{n}.npy', np.full((40, 6), n, dtype=np.float32))
     rows = ['path,text,split', 'u0.npy,sun rain,train', 'u1.npy,sun,dev', 'u2.npy,rain snow,dev', 'u3.npy,fog,test']
     (tmp_path/'m.csv').write_text('\n'.join(rows))
     data = dict(corpus='manifest', path=str(tmp_path/'m.csv'), cache=str(tmp_path/'c'))
@@ -187,3 +191,143 @@ def test_a_bad_recording_stops_or_is_listed(tmp_path, damage, reason):
     with pytest.raises(ValueError, match=f"(?s)utterance 'u1'.*u1.flac.*{reason}"): load('raise')
     corpus = load('skip')
     assert len(corpus.manifest) == 3 and [i for i, _ in corpus.skipped] == ['u1']
+
+# what a hostile hand gives: nothing is used in silence
+
+class Own:
+    "A corpus in a folder, for one test to damage: `load` reads it with the settings that are given."
+    def __init__(self, folder):
+        self.folder, self.rows, self.columns = folder, [], ['path', 'text', 'split', 'speaker']
+        for n, split in enumerate(['train', 'train', 'dev', 'test']):
+            self.record(f'u{n}.wav', 0.1*np.random.default_rng(n).normal(size=8000))
+            self.rows.append([f'u{n}.wav', 'yes', split, f's{n}'])
+    def record(self, name, samples, rate=16000, subtype='FLOAT'):
+        soundfile.write(self.folder/name, samples, rate, subtype=subtype)
+    def load(self, text={}, features={}, **data):
+        pd.DataFrame(self.rows, columns=self.columns).to_csv(self.folder/'m.csv', index=False)
+        data = dict(corpus='manifest', path=str(self.folder/'m.csv'), cache=str(self.folder/'cache')) | data
+        return load_corpus(DataConfig(**data), TextConfig(**text), FeatureConfig(**features))
+    def column(self, name, values):
+        self.columns.append(name)
+        for row, value in zip(self.rows, values): row.append(value)
+
+@pytest.fixture
+def own(tmp_path): return Own(tmp_path)
+
+def spike(own):
+    wave = np.zeros(8000); wave[4000] = 1e30
+    own.record('u1.wav', wave)
+def hours(own): # ten hours in the header and, as a sparse file, on the disk
+    own.record('u1.wav', np.zeros(10), subtype='PCM_U8')
+    header, size = bytearray((own.folder/'u1.wav').read_bytes()[:44]), 36000*16000
+    header[4:8], header[40:44] = (36 + size).to_bytes(4, 'little'), size.to_bytes(4, 'little')
+    (own.folder/'u1.wav').write_bytes(header)
+    with open(own.folder/'u1.wav', 'r+b') as file: file.truncate(44 + size)
+def pipe(own):
+    (own.folder/'u1.wav').unlink()
+    os.mkfifo(own.folder/'u1.wav')
+def device(own): own.rows[1][0] = '/dev/zero'
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize('damage, reason', [
+    (spike, 'u1.wav: its features are not finite.*convert it again'), (hours, 'u1.wav: lasts 36000 s.*60 s; cut it'),
+    (lambda own: own.record('u1.wav', np.zeros(61*16000)), 'u1.wav: lasts 61 s'),
+    (lambda own: own.column('duration', [0.5, 1.2, 0.5, 0.9]), r'u1.wav: lasts 0.5 s, and the manifest says 1.2 s; correct'),
+    (pipe, 'u1.wav: is a folder, a pipe or a device'), (device, '/dev/zero: is a folder, a pipe or a device')])
+def test_an_utterance_that_would_spoil_training_stops_or_is_listed(own, damage, reason):
+    damage(own)
+    with pytest.raises(ValueError, match=f'(?s)utterance .*{reason}'): own.load()
+    [(_, why)] = own.load(on_error='skip').skipped
+    assert re.search(reason, why)
+
+@pytest.mark.timeout(60)
+def test_a_pipe_for_a_table_is_refused(tmp_path):
+    (tmp_path/'etc').mkdir()
+    for path in (tmp_path/'m.csv', tmp_path/'etc/an4_train.transcription'): os.mkfifo(path)
+    for corpus, path in (('manifest', tmp_path/'m.csv'), ('an4', tmp_path)):
+        with pytest.raises(ValueError, match='is a folder, a pipe or a device; give a file'):
+            load_corpus(DataConfig(corpus=corpus, path=str(path), cache=str(tmp_path)), TextConfig(), FeatureConfig())
+
+@pytest.mark.parametrize('damage', [
+    lambda x: x.astype('f8'), lambda x: x.astype('>f4'), lambda x: x[:, 1:], lambda x: x[0], lambda x: x[:0], lambda x: x*np.nan,
+    lambda x: np.full(x.shape, 'word')])
+def test_a_wrong_cache_file_is_computed_again(own, damage):
+    corpus = own.load()
+    row = next(corpus.manifest.itertuples())
+    good, file = corpus.read(row), corpus.read.file(row.path)
+    np.save(file, damage(np.load(file)))
+    assert own.load().manifest.equals(corpus.manifest) and torch.equal(corpus.read(row), good)
+    assert np.array_equal(np.load(file), good.numpy())
+
+@pytest.mark.parametrize('text, settings', [('нажмите 1', {}), ('drücke 1', {}), ('κουμπί ٣', dict(case='upper'))])
+def test_digits_are_spelled_in_the_language_of_the_corpus_or_not_at_all(own, text, settings):
+    for row in own.rows: row[1] = text
+    settings = dict(alphabet='train') | settings
+    with pytest.raises(ValueError, match=f'digits of {text!r} would be spelled in English.*text.language=ru.*text.digits=keep'):
+        own.load(settings)
+    assert own.load(settings | dict(digits='keep')).manifest.text[0].casefold() == text.casefold()
+    assert own.load(settings | dict(language='de')).manifest.text[0] != text
+    own.rows[0][1] = own.rows[3][1] = 'café 1'
+    for row in own.rows[1:3]: row[1] = 'one'
+    assert 'café one' in set(own.load(settings | dict(language='en_GB')).manifest.text.str.lower())
+
+def test_what_the_normalizer_changed_is_shown(own):
+    for row, text in zip(own.rows, ['yes', 'Yes', 'no', 'Press 1!']): row[1] = text
+    corpus = own.load()
+    assert corpus.changes == [('Yes', 'yes'), ('Press 1!', 'press one')]
+    assert corpus.text_report() == ("29 tokens: ␣ ' a b c d e f g h i j k l m n o p q r s t u v w x y z\n"
+                                    "2 transcripts changed by the normalizer; 'Press 1!' → 'press one'; 'Yes' → 'yes'")
+
+def test_what_is_used_and_may_not_be_meant_is_noted(own):
+    assert own.load().notes == []
+    own.record('u1.wav', np.random.default_rng(9).normal(size=4000), rate=8000)
+    own.column('lang', ['en']*4)
+    own.rows[0][3] = own.rows[3][3] = ' '
+    corpus = own.load()
+    assert corpus.notes == ['columns that are not used: lang', '2 utterances without a speaker: each counts as a speaker of its own',
+                            '1 of 4 recordings have fewer than 16000 samples a second, so their upper mel bins are empty; '
+                            'set features.sample_rate=8000']
+    assert list(corpus.manifest.speaker) == ['unknown u0', 's1', 's2', 'unknown u3']
+
+@pytest.mark.parametrize('name, meant', [('spilt', 'split'), ('Split', 'split'), ('speaker_id', 'speaker'), (' text', 'text'), ('durations', 'duration')])
+def test_a_column_with_nearly_the_right_name_is_refused(own, name, meant):
+    if meant in own.columns: own.columns[own.columns.index(meant)] = name
+    else: own.column(name, [0.5]*4)
+    with pytest.raises(ValueError, match=f"m.csv: its column '{name}' is unknown; rename it to '{meant}'"): own.load()
+
+def test_channels_of_opposite_phase_do_not_cancel(own):
+    wave = 0.1*np.random.default_rng(5).normal(size=8000)
+    for right, expected in ((-wave, wave), (-0.9*wave, wave), (0.5*wave, 0.75*wave), (0*wave, 0.5*wave)):
+        own.record('two.wav', np.stack([wave, right], 1))
+        assert np.allclose(read_audio(own.folder/'two.wav'), expected, atol=1e-6)
+
+@pytest.mark.parametrize('make', [shutil.copy, os.link, os.symlink, lambda a, b: os.symlink(a.parent, b.parent/'again')])
+def test_a_recording_in_two_splits_is_refused_by_content(own, make):
+    own.record('u0.wav', 0.1*np.random.default_rng(0).normal(size=40000)) # longer than what content_hash reads
+    make(own.folder/'u0.wav', own.folder/'copy.wav')
+    copy = 'copy.wav' if (own.folder/'copy.wav').exists() else 'again/u0.wav'
+    own.rows.append([copy, 'no', 'train', 's4'])
+    assert len(own.load().manifest) == 5     # in one split: two readings
+    own.rows[-1][2] = 'test'
+    with pytest.raises(ValueError, match=rf'same content in more than one split: test {copy[:-4]} = train u0; keep each in one'): own.load()
+    shared = shared_recordings(check_manifest(pd.DataFrame(own.rows, columns=own.columns).assign(
+        id=[r[0] for r in own.rows], path=[str(own.folder/r[0]) for r in own.rows], duration=1), 'm.csv'))
+    assert shared == [dict(test=[copy], train=['u0.wav'])]
+    if make is shutil.copy: # equal size and ends, another middle
+        with open(own.folder/copy, 'r+b') as file: file.seek(80000); file.write(bytes(400))
+        assert content_hash(own.folder/copy) == content_hash(own.folder/'u0.wav') and len(own.load().manifest) == 5
+
+def test_a_fingerprint_is_of_the_data_and_not_of_their_place(own, demo):
+    one = fingerprint(own.load())
+    assert set(one) == set(SPLITS) and all(len(h) == 64 for h in one.values())
+    other = Own(own.folder/'elsewhere') if not (own.folder/'elsewhere').mkdir() else None
+    other.rows.reverse()
+    assert fingerprint(other.load()) == one
+    def changed(change):
+        change()
+        new = fingerprint(other.load())
+        return [s for s in SPLITS if new[s] != one[s]]
+    assert changed(lambda: other.rows[0].__setitem__(1, 'no')) == ['test']
+    assert changed(lambda: other.rows[1].__setitem__(3, 's9')) == ['dev', 'test']
+    assert changed(lambda: other.record('u0.wav', np.ones(8000))) == list(SPLITS)
+    assert fingerprint(demo) == fingerprint(replace(demo, manifest=demo.manifest.assign(path='nowhere.flac')))
