@@ -95,6 +95,7 @@ class DataConfig:
     utterances: Count = 600          # size of the demo corpus
     seed: Seed = 0                   # seed of the demo corpus
     cache: str = 'cache'             # folder of computed features
+    allow_leaks: bool = False        # go on where test data were heard in training; the record says so
     on_error: Literal['raise', 'skip'] = 'raise'
 
 # %% ../nbs/00_config.ipynb #text-config
@@ -422,6 +423,7 @@ def config_dict(config: Config) -> dict:
     "The config as plain nested dictionaries, for checkpoints and records"
     values = json.loads(json.dumps(asdict(config)))
     if not config.model.attention_heads: del values['model']['attention_heads']
+    if not config.data.allow_leaks: del values['data']['allow_leaks']
     return values
 
 # %% ../nbs/00_config.ipynb #config-hash

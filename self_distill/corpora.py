@@ -7,7 +7,7 @@ __all__ = ['COLUMNS', 'SPLITS', 'UNKNOWN', 'CACHE_FORMAT', 'CORPORA', 'LONGEST',
            'GENERATED', 'check_manifest', 'file_kinds', 'audio_header', 'read_array', 'compute_features', 'store',
            'FeatureCache', 'Corpus', 'register', 'content_hash', 'shared_recordings', 'load_corpus', 'demo',
            'read_transcription', 'read_sphinx', 'every_eighth', 'split_speakers', 'download', 'unpack', 'fetch_an4',
-           'an4', 'default_split', 'read_table', 'csv_manifest', 'fingerprint']
+           'an4', 'default_split', 'read_table', 'csv_manifest', 'fingerprint', 'training_data', 'heard']
 
 # %% ../nbs/04_corpora.ipynb #imports
 import csv, difflib, hashlib, http.client, json, os, re, shutil, tarfile, tempfile, urllib.error, urllib.request, warnings, zlib
@@ -634,8 +634,35 @@ def _content(row, name):
     "What stands for the content of a row's file"
     return row.duration if name in GENERATED or not os.path.isfile(row.path) else content_hash(row.path)
 
+def _hash(*values): return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
 def fingerprint(corpus: Corpus) -> dict: # split -> 64 hexadecimal digits
     "SHA-256 of each split's utterances, in whatever order and folder they are"
-    lines = {s: sorted(json.dumps([row.id, row.text, str(row.speaker), _content(row, corpus.name)])
-                       for row in corpus.rows(s).itertuples()) for s in SPLITS}
-    return {s: hashlib.sha256('\n'.join(rows).encode()).hexdigest() for s, rows in lines.items()}
+    def lines(split): return [_hash(r.id, r.text, str(r.speaker), _content(r, corpus.name)) for r in corpus.rows(split).itertuples()]
+    return {split: _hash(sorted(lines(split))) for split in SPLITS}
+
+# %% ../nbs/04_corpora.ipynb #training-data
+def _sounds(corpus, split):
+    "id -> hash of what stands for the sound"
+    named = {r.id: [r.id, r.text] if corpus.name in GENERATED else [] for r in corpus.rows(split).itertuples()}
+    return {r.id: _hash(*named[r.id], _content(r, corpus.name))[:16] for r in corpus.rows(split).itertuples()}
+
+def _speakers(corpus, split): return {str(s) for s in corpus.rows(split).speaker if not str(s).startswith(UNKNOWN)}
+
+def training_data(corpus: Corpus) -> dict: # for a checkpoint: corpus, fingerprint, and what was heard
+    "What a checkpoint keeps of the data that it was trained on"
+    return dict(corpus=corpus.name, fingerprint=fingerprint(corpus), speakers=sorted(_speakers(corpus, 'train')),
+                sounds=sorted(_sounds(corpus, 'train').values()))
+
+# %% ../nbs/04_corpora.ipynb #heard
+def heard(known: dict | None,    # of `training_data`; None: an older checkpoint, of which nothing is known
+          corpus: Corpus,
+          split: str = 'test'
+         ) -> list: # of sentences, empty where nothing was heard
+    "Which utterances and speakers of a split were heard in training"
+    if not known: return []
+    utterances = [i for i, sound in _sounds(corpus, split).items() if sound in set(known['sounds'])]
+    speakers = _speakers(corpus, split) & set(known['speakers']) - _speakers(corpus, 'train')
+    same = known['corpus'] == corpus.name
+    return ([f'{len(utterances)} {split} utterances ({_some(utterances)})'] if utterances else []) \
+        + ([f'{len(speakers)} {split} speakers ({_some(sorted(speakers))})'] if speakers and same else [])

@@ -88,7 +88,9 @@ def load_ensemble(checkpoints, # files, at least two, in any order
     path = _ensemble_path(members)
     weights = hashlib.sha256(' '.join(sorted(m.weights_sha256 for m in members)).encode()).hexdigest()
     kept = {k: v for k, v in members[0].payload.items() if k in ('tokenizer', 'config', 'feature_statistics', 'teacher')}
-    payload = kept | dict(ensemble=[dict(checkpoint=_name(m), weights_sha256=m.weights_sha256) for m in members])
+    known = [m.payload.get('data', {}) for m in members]
+    heard = {k: sorted({x for data in known for x in data.get(k, [])}) for k in ('speakers', 'sounds')}
+    payload = kept | dict(data=known[0] | heard if known[0] else None, ensemble=[dict(checkpoint=_name(m), weights_sha256=m.weights_sha256) for m in members])
     model = Ensemble([m.model for m in members]).to(device).eval()
     return LoadedModel(model, members[0].tokenizer, replace(members[0].config, run=path.parent.name), payload, path, weights)
 

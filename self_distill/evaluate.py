@@ -27,7 +27,7 @@ from .batches import output_frames
 from .beam_search import ENGINES, BeamDecoder
 from .checkpoint import LoadedModel, save_checkpoint
 from .config import Config, DataConfig, apply_override, build_config, config_dict, config_hash, root_path
-from .corpora import Corpus, load_corpus, store
+from .corpora import Corpus, heard, load_corpus, store
 from .ensemble import checkpoint_name, load_average, load_ensemble, open_model
 from .environment import pick_device
 from .features import normalize
@@ -114,6 +114,15 @@ def _check_utterances(record, corpus):
         raise RecordError(f'{record.run}: its record lists {len(known)} {split} utterances, which are not the {len(here)} '
                           f'that {corpus.name} has now: {what}. Set data.path to the corpus that the run was trained on, '
                           'or write to a folder of records of its own')
+
+# %% ../nbs/23_evaluate.ipynb #check-unheard
+def _check_unheard(opened, split):
+    "Refuse a dev or test split with utterances or speakers that the model was trained on"
+    if split == 'train' or opened.data.allow_leaks: return
+    if leaks := heard(opened.loaded.payload.get('data'), opened.corpus, split):
+        raise ValueError(f'{opened.loaded.path.name} of {opened.loaded.config.run} has heard {" and ".join(leaks)} of '
+                         f'{opened.corpus.name} in its training; evaluate it on other data, or set data.allow_leaks=true, '
+                         'which the record will say')
 
 # %% ../nbs/23_evaluate.ipynb #opened
 @dataclass
@@ -446,6 +455,7 @@ def evaluate(checkpoint,            # file, several files (an ensemble), or `Loa
     opened = open_for_evaluation(checkpoint, overrides, device, folder)
     wanted = [d for d in decoders if again or not _is_current(opened, split, d)]
     if wanted:
+        _check_unheard(opened, split)
         log_probs = compute_log_probs(opened.loaded, opened.corpus, split, cache=opened.data.cache)
         made = [_decode(opened, log_probs, decoder, why, show) for decoder in wanted]
         if show:

@@ -87,14 +87,15 @@ def _passing_on(send):
     finally:
         for s, handler in previous.items(): signal.signal(s, handler)
 
-def _stop_kernel(process, number):
+def _is_kernel(process):
+    "Whether a process is a kernel; one that has just ended is not"
+    with suppress(psutil.Error): return any('ipykernel' in word for word in process.cmdline())
+
+def _stop_kernel(papermill, number):
     "Send a signal to the kernel of a papermill process, or end that process where there is no kernel yet"
-    kernels = []
-    with suppress(psutil.Error):
-        children = psutil.Process(process.pid).children(recursive=True)
-        kernels = [c for c in children if any('ipykernel' in word for word in c.cmdline())]
+    kernels = [c for c in psutil.Process(papermill.pid).children(recursive=True) if _is_kernel(c)]
     for kernel in kernels: kernel.send_signal(number)
-    if not kernels: process.terminate()
+    if not kernels: papermill.terminate()
 
 # %% ../nbs/26_experiments.ipynb #run-notebook
 def notebook_path(name: str # '30_train'

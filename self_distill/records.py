@@ -184,6 +184,7 @@ class Record(Section):
     parameters: Natural # of the model; 0 where there is none
     epochs: list[dict[str, Metric]] = [] # metrics of each epoch, in order
     utterances: dict[Literal['train', 'dev', 'test'], list[Utterance]] = {}
+    fingerprint: dict[Literal['train', 'dev', 'test'], str] | None = None # of the data (04_corpora); None in older records
     decodes: list[Decode] = []
     searches: list[Search] = []
     times: dict[str, Metric] = {}       # seconds

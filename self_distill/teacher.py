@@ -11,6 +11,7 @@ import torch
 
 from .checkpoint import CheckpointError, LoadedModel, load_model
 from .config import Config, DataConfig
+from .corpora import Corpus, heard
 from .environment import autocast
 from .model import ModelOutput, count_parameters
 from .schedule import scaled_milestones
@@ -26,11 +27,11 @@ def heard_test_speakers(teacher: DataConfig, student: DataConfig) -> bool:
     return teacher.corpus == student.corpus and describe_split(teacher) != describe_split(student)
 
 # %% ../nbs/16_teacher.ipynb #problem
-def _problem(teacher, config, tokenizer, statistics):
+def _problem(teacher, config, corpus, statistics):
     "Why a model cannot teach this run, and what to do; None where it can"
     theirs, ours = teacher.config, config
-    if teacher.tokenizer != tokenizer:
-        return (f'writes other tokens than this run ({len(teacher.tokenizer)} against {len(tokenizer)}); '
+    if teacher.tokenizer != corpus.tokenizer:
+        return (f'writes other tokens than this run ({len(teacher.tokenizer)} against {len(corpus.tokenizer)}); '
                 'train it with the same `text` settings')
     if theirs.features != ours.features:
         return (f'reads other features ({theirs.features}) than this run ({ours.features}); '
@@ -39,6 +40,9 @@ def _problem(teacher, config, tokenizer, statistics):
         return (f'was trained on {theirs.data.corpus}, {describe_split(theirs.data)}, and this run is tested on '
                 f'{describe_split(ours.data)}: it has heard test speakers of this run; '
                 'take a teacher of the same data.protocol and data.fold')
+    if not ours.data.allow_leaks and (leaks := heard(teacher.payload.get('data'), corpus)):
+        return (f'has heard {" and ".join(leaks)} of this run in its training; take a teacher that has not, '
+                'or set data.allow_leaks=true, which the record will say')
     if statistics and not _alike(teacher.payload['feature_statistics'], statistics):
         return ("normalises features by other statistics than this run's training split gives; "
                 'take a teacher trained on the same split, or features.normalization utterance for both')
@@ -50,7 +54,7 @@ def _alike(theirs, ours):
 
 # %% ../nbs/16_teacher.ipynb #load-teacher
 def load_teacher(config: Config,         # of the student
-                 tokenizer,              # of the student
+                 corpus: Corpus,         # of the student
                  statistics=None,        # mean (F,) and deviation (F,), for normalization 'corpus'
                  device='cpu'
                 ) -> LoadedModel | None: # None: the config names no teacher
@@ -58,7 +62,7 @@ def load_teacher(config: Config,         # of the student
     path = config.teacher.checkpoint
     if path is None: return None
     teacher = load_model(path, device)
-    problem = _problem(teacher, config, tokenizer, statistics)
+    problem = _problem(teacher, config, corpus, statistics)
     if problem: raise CheckpointError(f'{path}: the teacher {problem}')
     teacher.model.requires_grad_(False)
     return teacher

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from .batches import UtteranceDataset, collate, epoch_batches, output_frames, too_short
 from .checkpoint import copy_checkpoint, load_checkpoint, remove_unfinished, save_checkpoint
 from .config import Config, build_config, config_dict, dotted, root_path
-from .corpora import load_corpus
+from .corpora import load_corpus, training_data
 from .environment import autocast, environment, pick_device
 from .greedy import greedy_decode
 from .loss import Objective, hard_loss
@@ -82,7 +82,7 @@ class Trainer:
         self._load_data()
         torch.manual_seed(config.seed)
         self.model = build_model(config.model, self.corpus.input_size, len(self.tokenizer)).to(self.device)
-        self.teacher = load_teacher(config, self.tokenizer, self.statistics, self.device)
+        self.teacher = load_teacher(config, self.corpus, self.statistics, self.device)
         self.objective = Objective(config, self.model, self.teacher and self.teacher.model).to(self.device)
         self.parameters = [*self.model.parameters(), *self.objective.parameters()]
         self.optimizer = torch.optim.AdamW(self.parameters, t.optimizer.learning_rate,
@@ -127,7 +127,7 @@ def _load_data(self: Trainer):
     "Corpus, tokenizer, train and dev split"
     c = self.config
     self.corpus = load_corpus(c.data, c.text, c.features)
-    self.tokenizer = self.corpus.tokenizer
+    self.tokenizer, self.data = self.corpus.tokenizer, training_data(self.corpus)
     self.statistics = self.corpus.statistics() if c.features.normalization == 'corpus' else None
     def dataset(split, augment):
         return UtteranceDataset(self.corpus, split, self.tokenizer, c.features, augment, c.seed, self.statistics)
@@ -276,7 +276,7 @@ def _payload(self: Trainer) -> dict:
     wer = self.history[-1]['wer'] if self.history else math.inf
     payload = dict(model=self.validated.state_dict(), model_settings=self.model.settings,
                    tokenizer=self.tokenizer.to_dict(), config=config_dict(self.config),
-                   epoch=self.epoch, best_val_wer=self.best, val_wer=wer,
+                   epoch=self.epoch, best_val_wer=self.best, val_wer=wer, data=self.data,
                    versions=dict(python=sys.version.split()[0], torch=str(torch.__version__)))
     if self.statistics: payload['feature_statistics'] = list(self.statistics)
     if self.teacher: payload['teacher'] = teacher_entry(self.teacher, self.config.teacher.checkpoint)
@@ -340,7 +340,9 @@ def _other_run(self: Trainer, payload):
 def _changed_corpus(self: Trainer, payload):
     "What the corpus gives otherwise than when the checkpoint was written, by name"
     history = payload['training']['history']
-    same = {'tokens': payload['tokenizer'] == self.tokenizer.to_dict(),
+    before, now = (data.get('fingerprint', {}) for data in (payload.get('data', {}), self.data))
+    same = {'train and dev utterances': all(before.get(s, now[s]) == now[s] for s in ('train', 'dev')),
+            'tokens': payload['tokenizer'] == self.tokenizer.to_dict(),
             'input': self.model.settings | payload['model_settings'] == self.model.settings,
             'number of training utterances': all(h['update'] == h['epoch'] * self.updates_per_epoch for h in history)}
     return [name for name, is_same in same.items() if not is_same]

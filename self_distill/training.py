@@ -39,7 +39,7 @@ def training_record(trainer: Trainer # whose run is finished
     return new_record(
         'training', trainer.config, trainer.device, started=trainer.first_call['started'],
         git=trainer.environment['git'], teacher=teacher, parameters=count_parameters(trainer.model),
-        epochs=trainer.history, utterances={'dev': rows}, decodes=[_greedy_decode(trainer, rows)],
+        epochs=trainer.history, utterances={'dev': rows}, fingerprint=trainer.data['fingerprint'], decodes=[_greedy_decode(trainer, rows)],
         times=dict(training=trainer.seconds, updates=trainer.update, skipped_updates=trainer.skipped),
         peak_memory=peak_memory(trainer.device), notes=_notes(trainer))
 

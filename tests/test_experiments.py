@@ -180,7 +180,8 @@ def test_a_plan_survives_a_kill_and_a_fresh_clone(root):
 def test_a_stopped_plan_writes_its_checkpoints_and_leaves_no_process(root):
     (root/'tiny.yaml').write_text(CONFIG.replace('epochs: 3', 'epochs: 2000'))
     stopped = Call(root, jobs=2)
-    family = stopped.wait_for('tiny_control_s0: Epoch 1/2000')
+    stopped.wait_for('tiny_control_s0: Epoch 1/2000')
+    family = stopped.wait_for('tiny_baseline_s0: Epoch 1/2000')
     stopped.process.send_signal(signal.SIGTERM)
     assert 'stopped by SIGTERM; the same command goes on' in stopped.end(code=1)
     assert not psutil.wait_procs(family, timeout=20)[1]
