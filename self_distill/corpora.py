@@ -370,13 +370,14 @@ def load_corpus(data: DataConfig,       # which corpus, where, how it is split
     manifest, tokenizer, changes = _read_texts(check_manifest(table, source), text, keep)
     manifest, facts = keep(manifest, lambda row: _row_facts(row, cache))
     check_manifest(manifest, f'{source} ({len(skipped)} utterances skipped)')
-    _warn_of_shared_speakers(manifest, source)
-    _refuse_shared_recordings(manifest, source)
     frames, widths, seconds, rates = map(pd.Series, zip(*facts))
+    width = _one_width(widths, source)
+    _refuse_shared_recordings(manifest, source)
+    _warn_of_shared_speakers(manifest, source)
     manifest['frames'] = frames
     manifest['duration'] = manifest.duration.fillna(seconds).fillna(frames/FRAMES_PER_SECOND)
-    return Corpus(data.corpus, manifest, cache, _one_width(widths, source), features.kind == 'log_mel', tokenizer,
-                  skipped, list(_notes(table, manifest, rates, features.sample_rate)), changes)
+    notes = list(_notes(table, manifest, rates, features.sample_rate))
+    return Corpus(data.corpus, manifest, cache, width, features.kind == 'log_mel', tokenizer, skipped, notes, changes)
 
 # %% ../nbs/04_corpora.ipynb #demo
 @register('demo')
