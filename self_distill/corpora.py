@@ -10,7 +10,8 @@ __all__ = ['COLUMNS', 'SPLITS', 'UNKNOWN', 'CACHE_FORMAT', 'CORPORA', 'LONGEST',
            'an4', 'default_split', 'read_table', 'csv_manifest', 'fingerprint', 'training_data', 'heard']
 
 # %% ../nbs/04_corpora.ipynb #imports
-import csv, difflib, hashlib, http.client, json, os, re, shutil, tarfile, tempfile, urllib.error, urllib.request, warnings, zlib
+import csv, difflib, hashlib, http.client, json, os, re, shutil, tarfile, tempfile, warnings, zlib
+import urllib.error, urllib.request
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,13 +68,13 @@ def audio_header(path) -> tuple: # seconds and Hz; NaN where the file does not s
     if 'log_mel' not in file_kinds(path) or not os.path.isfile(path): return np.nan, np.nan
     try: info = soundfile.info(path)
     except (soundfile.SoundFileError, RuntimeError): return np.nan, np.nan
-    return info.duration, info.samplerate
+    return (info.duration, info.samplerate) if info.samplerate >= 2000 else (np.nan, np.nan) # `read_audio` refuses it
 
 # %% ../nbs/04_corpora.ipynb #refuse-special
-def _refuse_special(path):
+def _refuse_special(path, wanted):
     "Refuse what could be waited for or read without end"
     if os.path.exists(path) and not os.path.isfile(path):
-        raise ValueError(f'{path}: is a folder, a pipe or a device; give a file')
+        raise ValueError(f'{path}: is a folder, a pipe or a device; give {wanted}')
 
 # %% ../nbs/04_corpora.ipynb #read-array
 def _array_fault(x):
@@ -103,8 +104,9 @@ def _shape_fault(x, settings):
 
 def _feature_fault(x, settings):
     "What makes `x` no features of these settings, with the remedy; None where nothing does"
-    return _shape_fault(x, settings) or (None if np.isfinite(x).all() else 'its features are not finite: '
-                                         'it holds values far too large; convert it again from its source')
+    fault = _shape_fault(x, settings)
+    if fault or np.isfinite(x).all(): return fault
+    return 'its features are not finite: it holds values far too large; convert it again from its source'
 
 # %% ../nbs/04_corpora.ipynb #compute-features
 def _compute(path, settings):
@@ -156,7 +158,7 @@ def file(self: FeatureCache,
     try: status = os.stat(path)
     except (OSError, ValueError):
         raise ValueError(f'{path}: no such file; check the path and the folder it is relative to') from None
-    _refuse_special(path)
+    _refuse_special(path, 'a recording or a feature file')
     s = self.settings
     key = [CACHE_FORMAT, os.path.abspath(path), status.st_size, status.st_mtime_ns, s.kind, s.sample_rate, s.n_mels]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
@@ -166,7 +168,7 @@ def file(self: FeatureCache,
 @patch
 def _load(self: FeatureCache, file, fault, **how):
     "The array of a cache file; None where it is absent, or damaged in any way"
-    try: x = np.load(file, allow_pickle=False, **how)
+    try: x = np.load(file, allow_pickle=False, **how) if file.is_file() else None
     except Exception: return None
     return x if isinstance(x, np.ndarray) and not fault(x, self.settings) else None
 
@@ -229,10 +231,10 @@ def summary(self: Corpus) -> pd.DataFrame:
 @patch
 def text_report(self: Corpus) -> str: # two lines
     "The vocabulary, and how many transcripts the normalizer changed, with three examples"
-    tokens = ' '.join('␣' if t == ' ' else t for t in self.tokenizer.tokens[1:81])
-    more = sorted(self.changes, key=lambda c: c[0].lower() == c[1].lower())[:3] # other changes than capitals first
-    examples = ''.join(f'; {written!r} → {text!r}' for written, text in more)
-    return (f'{len(self.tokenizer)} tokens: {tokens}{" ..." if len(self.tokenizer) > 81 else ""}\n'
+    tokens = ' '.join(t.replace(' ', '␣') for t in self.tokenizer.tokens[1:81])
+    first = sorted(self.changes, key=lambda c: c[0].lower() == c[1].lower())[:3] # other changes than capitals first
+    examples = ''.join(f'; {written!r} → {text!r}' for written, text in first)
+    return (f'{len(self.tokenizer)} tokens: {tokens}\n'
             f'{len(self.changes)} transcripts changed by the normalizer{examples}')
 
 # %% ../nbs/04_corpora.ipynb #register
@@ -272,16 +274,16 @@ LONGEST = 60 # seconds of an utterance
 
 def _refuse_long(path, seconds):
     "Refuse what is longer than an utterance"
-    if seconds > LONGEST: raise ValueError(f'{path}: lasts {seconds:.0f} s, and an utterance may last {LONGEST} s; '
+    if seconds > LONGEST: raise ValueError(f'{path}: lasts {seconds:.0f} s; an utterance may last {LONGEST} s: '
                                            'cut it into shorter ones')
 
 def _row_facts(row, cache):
     "Frames, width, seconds and sample rate (NaN where no header states them) of a row"
     seconds, rate = audio_header(row.path)
+    _refuse_long(row.path, seconds) # before it is read
     if abs(row.duration - seconds) > max(0.5, 0.1*seconds):
         raise ValueError(f'{row.path}: lasts {seconds:.1f} s, and the manifest says {row.duration:.1f} s; '
                          'correct the duration, or copy the recording again')
-    _refuse_long(row.path, seconds) # before it is read
     frames, width = cache.shape(row)
     _refuse_long(row.path, frames/FRAMES_PER_SECOND)
     return frames, width, seconds, rate
@@ -339,8 +341,8 @@ def _notes(table, manifest, rates, wanted):
     unknown = manifest.speaker.astype(str).str.startswith(UNKNOWN + ' ').sum()
     if unused: yield f'columns that are not used: {_some(unused)}'
     if unknown: yield f'{unknown} utterances without a speaker: each counts as a speaker of its own'
-    if len(low): yield (f'{len(low)} of {len(rates)} recordings have fewer than {wanted} samples a second, so their upper '
-                        f'mel bins are empty; set features.sample_rate={low.min():.0f}')
+    if len(low): yield (f'{len(low)} of {len(rates)} recordings have fewer than {wanted} samples a second, so their '
+                        f'upper mel bins are empty; features.sample_rate={low.min():.0f} suits them')
 
 # %% ../nbs/04_corpora.ipynb #read-texts
 def _read_texts(manifest, text, keep):
@@ -368,13 +370,14 @@ def load_corpus(data: DataConfig,       # which corpus, where, how it is split
     manifest, tokenizer, changes = _read_texts(check_manifest(table, source), text, keep)
     manifest, facts = keep(manifest, lambda row: _row_facts(row, cache))
     check_manifest(manifest, f'{source} ({len(skipped)} utterances skipped)')
-    _warn_of_shared_speakers(manifest, source)
-    _refuse_shared_recordings(manifest, source)
     frames, widths, seconds, rates = map(pd.Series, zip(*facts))
+    width = _one_width(widths, source)
+    _refuse_shared_recordings(manifest, source)
+    _warn_of_shared_speakers(manifest, source)
     manifest['frames'] = frames
     manifest['duration'] = manifest.duration.fillna(seconds).fillna(frames/FRAMES_PER_SECOND)
-    return Corpus(data.corpus, manifest, cache, _one_width(widths, source), features.kind == 'log_mel', tokenizer,
-                  skipped, list(_notes(table, manifest, rates, features.sample_rate)), changes)
+    notes = list(_notes(table, manifest, rates, features.sample_rate))
+    return Corpus(data.corpus, manifest, cache, width, features.kind == 'log_mel', tokenizer, skipped, notes, changes)
 
 # %% ../nbs/04_corpora.ipynb #demo
 @register('demo')
@@ -385,7 +388,7 @@ def demo(data: DataConfig, features: FeatureConfig) -> pd.DataFrame:
 # %% ../nbs/04_corpora.ipynb #lines
 def _lines(path):
     "The lines of a text file that are not blank, with their numbers"
-    _refuse_special(path)
+    _refuse_special(path, 'a text file')
     try: text = Path(path).read_text(encoding='utf-8-sig')
     except FileNotFoundError:
         raise ValueError(f'{path}: no such file; '
@@ -565,7 +568,7 @@ def default_split(manifest: pd.DataFrame # with `id` and `speaker`
 # %% ../nbs/04_corpora.ipynb #csv-rows
 def _csv_rows(path):
     "The rows of a CSV file that are not empty, with their numbers"
-    _refuse_special(path)
+    _refuse_special(path, 'a CSV file')
     try:
         with open(path, newline='', encoding='utf-8-sig') as file:
             return [(n, row) for n, row in enumerate(csv.reader(file, strict=True), 1) if row]

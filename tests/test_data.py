@@ -8,8 +8,8 @@ from torch.utils.data import DataLoader
 
 from self_distill.batches import UtteranceDataset, collate, epoch_batches, frames_needed, output_frames, too_short
 from self_distill.config import AugmentConfig, DataConfig, FeatureConfig, TextConfig
-from self_distill.corpora import (SPLITS, check_manifest, compute_features, content_hash, fingerprint, load_corpus,
-                                  shared_recordings)
+from self_distill.corpora import (SPLITS, check_manifest, compute_features, content_hash, default_split, fingerprint,
+                                  load_corpus, shared_recordings)
 from self_distill.demo import demo_corpus
 from self_distill.features import read_audio
 from self_distill.text import Tokenizer, normalize_text
@@ -230,7 +230,7 @@ def device(own): own.rows[1][0] = '/dev/zero'
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize('damage, reason', [
-    (spike, 'u1.wav: its features are not finite.*convert it again'), (hours, 'u1.wav: lasts 36000 s.*60 s; cut it'),
+    (spike, 'u1.wav: its features are not finite.*convert it again'), (hours, 'u1.wav: lasts 36000 s.*60 s: cut it'),
     (lambda own: own.record('u1.wav', np.zeros(61*16000)), 'u1.wav: lasts 61 s'),
     (lambda own: own.column('duration', [0.5, 1.2, 0.5, 0.9]), r'u1.wav: lasts 0.5 s, and the manifest says 1.2 s; correct'),
     (pipe, 'u1.wav: is a folder, a pipe or a device'), (device, '/dev/zero: is a folder, a pipe or a device')])
@@ -245,7 +245,7 @@ def test_a_pipe_for_a_table_is_refused(tmp_path):
     (tmp_path/'etc').mkdir()
     for path in (tmp_path/'m.csv', tmp_path/'etc/an4_train.transcription'): os.mkfifo(path)
     for corpus, path in (('manifest', tmp_path/'m.csv'), ('an4', tmp_path)):
-        with pytest.raises(ValueError, match='is a folder, a pipe or a device; give a file'):
+        with pytest.raises(ValueError, match='is a folder, a pipe or a device; give a (CSV|text) file'):
             load_corpus(DataConfig(corpus=corpus, path=str(path), cache=str(tmp_path)), TextConfig(), FeatureConfig())
 
 @pytest.mark.parametrize('damage', [
@@ -286,8 +286,9 @@ def test_what_is_used_and_may_not_be_meant_is_noted(own):
     corpus = own.load()
     assert corpus.notes == ['columns that are not used: lang', '2 utterances without a speaker: each counts as a speaker of its own',
                             '1 of 4 recordings have fewer than 16000 samples a second, so their upper mel bins are empty; '
-                            'set features.sample_rate=8000']
+                            'features.sample_rate=8000 suits them']
     assert list(corpus.manifest.speaker) == ['unknown u0', 's1', 's2', 'unknown u3']
+    assert default_split(pd.DataFrame(dict(id=range(10), speaker=[*'abcdefgh', '', ''])))[-2:] == ['train', 'train']
 
 @pytest.mark.parametrize('name, meant', [('spilt', 'split'), ('Split', 'split'), ('speaker_id', 'speaker'), (' text', 'text'), ('durations', 'duration')])
 def test_a_column_with_nearly_the_right_name_is_refused(own, name, meant):
