@@ -66,10 +66,11 @@ def rewind(self: TrainingLog,
 def data_sentences(corpus,    # `Corpus`
                    train_set, # `UtteranceDataset`
                    dev_set    # `UtteranceDataset`
-                  ) -> list:  # of sentences, often empty
-    "Which utterances are left out"
-    found = [f'Excluded: {len(skipped)} utterances ({"; ".join(f"{i}: {why}" for i, why in skipped)})'
-             for skipped in (corpus.skipped, train_set.skipped) if skipped]
+                  ) -> list:  # of sentences
+    "The alphabet, what the normalizer changed, what may not be as it was meant, which utterances are left out"
+    found = [*corpus.text_report().splitlines(), *corpus.notes]
+    found += [f'Excluded: {len(skipped)} utterances ({"; ".join(f"{i}: {why}" for i, why in skipped)})'
+              for skipped in (corpus.skipped, train_set.skipped) if skipped]
     if n := len(dev_set.unwritable):
         found.append(f'{n} dev utterances hold words that training lacks: they are scored, '
                      'and left out of the dev loss')
