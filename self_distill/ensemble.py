@@ -79,6 +79,15 @@ def _ensemble_path(members):
     names = [checkpoint_name(m.path).removeprefix('epoch_') for m in members]
     return members[0].path.parent.parent/run/f'checkpoint_ensemble_{"_".join(names)}.pt'
 
+# %% ../nbs/22_ensemble.ipynb #entries
+def _entries(members): return [dict(checkpoint=_name(m), weights_sha256=m.weights_sha256) for m in members]
+
+def _heard_by_any(members):
+    "What `corpora.training_data` says of all members together"
+    known = [m.payload.get('data') or {} for m in members]
+    heard = {k: sorted({x for data in known for x in data.get(k, [])}) for k in ('speakers', 'sounds')}
+    return known[0] | heard if known[0] else None
+
 # %% ../nbs/22_ensemble.ipynb #load-ensemble
 def load_ensemble(checkpoints, # files, at least two, in any order
                   device='cpu'
@@ -87,12 +96,12 @@ def load_ensemble(checkpoints, # files, at least two, in any order
     members = load_members(checkpoints, device)
     path = _ensemble_path(members)
     weights = hashlib.sha256(' '.join(sorted(m.weights_sha256 for m in members)).encode()).hexdigest()
-    kept = {k: v for k, v in members[0].payload.items() if k in ('tokenizer', 'config', 'feature_statistics', 'teacher')}
-    known = [m.payload.get('data', {}) for m in members]
-    heard = {k: sorted({x for data in known for x in data.get(k, [])}) for k in ('speakers', 'sounds')}
-    payload = kept | dict(data=known[0] | heard if known[0] else None, ensemble=[dict(checkpoint=_name(m), weights_sha256=m.weights_sha256) for m in members])
+    shared = ('tokenizer', 'config', 'feature_statistics', 'teacher')
+    kept = {k: v for k, v in members[0].payload.items() if k in shared}
+    payload = kept | dict(data=_heard_by_any(members), ensemble=_entries(members))
     model = Ensemble([m.model for m in members]).to(device).eval()
-    return LoadedModel(model, members[0].tokenizer, replace(members[0].config, run=path.parent.name), payload, path, weights)
+    config = replace(members[0].config, run=path.parent.name)
+    return LoadedModel(model, members[0].tokenizer, config, payload, path, weights)
 
 # %% ../nbs/22_ensemble.ipynb #open-model
 def open_model(checkpoint, # file, several files (an ensemble), or `LoadedModel`
@@ -109,7 +118,7 @@ def numbered_checkpoints(run: str,         # name of the run
                          best: int = None, # of these, so many with the lowest dev WER; None: all
                          folder='models'   # of the runs
                         ) -> list: # of paths, by epoch
-    "Numbered checkpoints of a run: those of given epochs, or the best by dev WER; CheckpointError where there are too few"
+    "Numbered checkpoints of a run: of given epochs, or the best by dev WER; CheckpointError where there are too few"
     place = root_path(folder)/run
     named = [place/f'checkpoint_epoch_{epoch:03d}.pt' for epoch in epochs or ()]
     found = named or sorted(place.glob('checkpoint_epoch_*.pt'))
@@ -136,9 +145,9 @@ def load_average(checkpoints, # files of one run, at least two
     last = members[-1]
     for m in members:
         if m.config != last.config:
-            raise CheckpointError(f'{_name(m)} and {_name(last)} are of different runs, whose weights do not correspond: '
-                                  'average epochs of one run, or probabilities')
-    state, average = mean_state(members), [dict(checkpoint=_name(m), weights_sha256=m.weights_sha256) for m in members]
+            raise CheckpointError(f'{_name(m)} and {_name(last)} are of different runs, whose weights do not '
+                                  'correspond: average epochs of one run, or probabilities')
+    state, path = mean_state(members), last.path.with_name('checkpoint_average.pt')
     last.model.load_state_dict(state)
-    return replace(last, payload=last.payload | dict(average=average), path=last.path.with_name('checkpoint_average.pt'),
-                   weights_sha256=weights_hash(state))
+    payload = last.payload | dict(average=_entries(members))
+    return replace(last, payload=payload, path=path, weights_sha256=weights_hash(state))

@@ -85,12 +85,12 @@ def open_record(loaded: LoadedModel,
     config = _record_config(loaded.config, data or loaded.config.data)
     path = record_path(config.run, folder)
     if not path.exists():
-        device = next(loaded.model.parameters()).device
-        return new_record('decoding', config, device, parameters=count_parameters(loaded.model), teacher=_teacher(loaded))
+        device, parameters = next(loaded.model.parameters()).device, count_parameters(loaded.model)
+        return new_record('decoding', config, device, parameters=parameters, teacher=_teacher(loaded))
     record = read_record(path)
     if record.config_hash != config_hash(config):
-        raise RecordError(f'{path}: made with the settings {record.config_hash}, but {loaded.path.name} was trained with '
-                          f'{config_hash(config)}. Move the record away, or evaluate the checkpoint that belongs to it')
+        raise RecordError(f'{path}: made with the settings {record.config_hash}, but {loaded.path.name} was trained '
+                          f'with {config_hash(config)}. Move the record away, or evaluate its own checkpoint')
     return record
 
 # %% ../nbs/23_evaluate.ipynb #differences
@@ -100,9 +100,9 @@ def _differences(known, here):
     lost, new = [i for i in known if i not in here], [i for i in here if i not in known]
     if lost: yield f'{len(lost)} are gone ({", ".join(lost[:3])})'
     if new: yield f'{len(new)} are new ({", ".join(new[:3])})'
-    for i in known:
-        for name, value in known[i]:
-            if i in here and value != getattr(here[i], name): yield f'{name} of {i} was {value!r}, now {getattr(here[i], name)!r}'
+    for i in (i for i in known if i in here):
+        for (name, before), (_, now) in zip(known[i], here[i]):
+            if before != now: yield f'{name} of {i} was {before!r}, now {now!r}'
 
 # %% ../nbs/23_evaluate.ipynb #check-utterances
 def _check_utterances(record, corpus):
@@ -111,9 +111,9 @@ def _check_utterances(record, corpus):
         here = utterances_of(corpus.rows(split))
         if here == known: continue
         what = '; '.join(list(_differences(known, here))[:3]) or 'they stand in another order'
-        raise RecordError(f'{record.run}: its record lists {len(known)} {split} utterances, which are not the {len(here)} '
-                          f'that {corpus.name} has now: {what}. Set data.path to the corpus that the run was trained on, '
-                          'or write to a folder of records of its own')
+        raise RecordError(f'{record.run}: its record lists {len(known)} {split} utterances, which are not the '
+                          f'{len(here)} that {corpus.name} has now: {what}. Set data.path to the corpus that the run '
+                          'was trained on, or write to a folder of records of its own')
 
 # %% ../nbs/23_evaluate.ipynb #check-unheard
 def _check_unheard(opened, split):
@@ -121,8 +121,8 @@ def _check_unheard(opened, split):
     if split == 'train' or opened.data.allow_leaks: return
     if leaks := heard(opened.loaded.payload.get('data'), opened.corpus, split):
         raise ValueError(f'{opened.loaded.path.name} of {opened.loaded.config.run} has heard {" and ".join(leaks)} of '
-                         f'{opened.corpus.name} in its training; evaluate it on other data, or set data.allow_leaks=true, '
-                         'which the record will say')
+                         f'{opened.corpus.name} in its training; evaluate it on other data, or set '
+                         'data.allow_leaks=true, which the record will say')
 
 # %% ../nbs/23_evaluate.ipynb #opened
 @dataclass
@@ -176,8 +176,8 @@ def _check_texts(loaded, rows, corpus):
     if unknown:
         example = rows[rows.text.str.contains(re.escape(unknown[0]))].iloc[0]
         raise ValueError(f'{loaded.path.name} cannot write {", ".join(map(repr, unknown[:5]))} of {corpus.name} '
-                         f'(utterance {example.id}: {example.text!r}): its vocabulary has {len(loaded.tokenizer)} tokens. '
-                         'Evaluate it on the corpus and with the text settings it was trained with')
+                         f'(utterance {example.id}: {example.text!r}): its vocabulary has {len(loaded.tokenizer)} '
+                         'tokens. Evaluate it on the corpus and with the text settings it was trained with')
 
 # %% ../nbs/23_evaluate.ipynb #features
 def _features(loaded, corpus, rows):
@@ -224,7 +224,8 @@ def compute_log_probs(loaded: LoadedModel,
                      ) -> LogProbs:
     "Log-probabilities of a split, from the cache where these weights have read these features before"
     rows = corpus.rows(split)
-    if not len(rows): raise ValueError(f'{corpus.name}: split {split!r} holds no utterance; check the manifest, or evaluate another split')
+    if not len(rows): raise ValueError(f'{corpus.name}: split {split!r} holds no utterance; '
+                                       'check the manifest, or evaluate another split')
     _check_texts(loaded, rows, corpus)
     features = _features(loaded, corpus, rows)
     file, ends = _cache_file(loaded, features, rows.id, cache), np.cumsum([output_frames(len(x)) for x in features])
@@ -235,6 +236,10 @@ def compute_log_probs(loaded: LoadedModel,
     return LogProbs(split, utterances_of(rows), np.split(frames, ends[:-1]))
 
 # %% ../nbs/23_evaluate.ipynb #greedy
+def _greedy_texts(tokenizer, log_probs):
+    "The greedy text of each utterance"
+    return [greedy_decode(torch.from_numpy(x)[None], [len(x)], tokenizer)[0] for x in log_probs]
+
 @dataclass(frozen=True)
 class Greedy:
     "The best token of every frame (`10_greedy`)"
@@ -242,8 +247,7 @@ class Greedy:
 
     @contextmanager
     def open(self, opened: Opened):
-        def texts(log_probs): return [greedy_decode(torch.from_numpy(x)[None], [len(x)], opened.loaded.tokenizer)[0] for x in log_probs]
-        yield texts, {}
+        yield partial(_greedy_texts, opened.loaded.tokenizer), {}
 
     def made(self, settings: dict) -> bool: return True # whether a decoding with these settings is this decoder's
 
@@ -251,7 +255,8 @@ class Greedy:
 def _check_name(name):
     "Refuse a name that a beam search cannot have in a record"
     if name == 'greedy' or not re.fullmatch(r'[A-Za-z][\w-]*', name):
-        raise ValueError(f'decoder name {name!r}: take letters, digits and _ or -, such as beam_wide; greedy is the greedy decoder')
+        raise ValueError(f'decoder name {name!r}: take letters, digits and _ or -, such as beam_wide; '
+                         'greedy is the greedy decoder')
 
 # %% ../nbs/23_evaluate.ipynb #language-model
 @contextmanager
@@ -274,7 +279,7 @@ DEFAULTS = dict(lm_weight=0.9, word_bonus=1.5, beam_width=10) # the guide's; the
 
 @dataclass(frozen=True)
 class Beam:
-    "A beam search; a setting of None is what a search on dev has chosen for this model and language model, or the default"
+    "A beam search; a setting of None is what a search on dev has chosen for these models, or the default"
     lm_weight: float | None = None
     word_bonus: float | None = None # nats a word
     beam_width: int | None = None
@@ -329,7 +334,8 @@ def _chosen(opened, decoder):
 def _search(spec, opened, decoder):
     "Search on dev and keep the grid in the record; the chosen settings"
     dev = compute_log_probs(opened.loaded, opened.corpus, 'dev', cache=opened.data.cache)
-    table = search_beam_settings(decoder, dev.log_probs, dev.texts, spec.lm_weights, spec.word_bonuses, spec.beam_widths)
+    grid = spec.lm_weights, spec.word_bonuses, spec.beam_widths
+    table = search_beam_settings(decoder, dev.log_probs, dev.texts, *grid)
     best, edge = choose(table), at_edge(table)
     values = {k: best[k] for k in SETTINGS}
     grid = {k: np.round(table[k], 4).tolist() for k in table}
@@ -355,7 +361,8 @@ def score_lines(record: Record,
     shares = ', '.join(f'{k} {100 * sum(getattr(words, k)) / sum(words.reference):.2f}%' for k in kinds)
     title = f'{decode.split.title()} WER ({decode.decoder}): {decode.wer:.2f}%'
     return [title, f'  95% interval {interval.low:.2f} to {interval.high:.2f}% over {interval.units} {interval.unit}; '
-            f'{sum(words.reference)} words', f'  {shares}', f'{decode.split.title()} CER ({decode.decoder}): {decode.cer:.2f}%']
+            f'{sum(words.reference)} words', f'  {shares}',
+            f'{decode.split.title()} CER ({decode.decoder}): {decode.cer:.2f}%']
 
 # %% ../nbs/23_evaluate.ipynb #target-lines
 def target_lines(decode: Decode,
@@ -374,7 +381,8 @@ def improvement_lines(record: Record,
                      ) -> list: # of str
     "What a second decoder gains over the first with the same model, as lines to print"
     test = paired_bootstrap(decode_counts(record, first), decode_counts(record, second))
-    return [f'Improvement: {first.wer - second.wer:.2f}%', f'  of {second.decoder} over {first.decoder}, same model: {test}']
+    return [f'Improvement: {first.wer - second.wer:.2f}%',
+            f'  of {second.decoder} over {first.decoder}, same model: {test}']
 
 # %% ../nbs/23_evaluate.ipynb #without-former-weights
 def _without_former_weights(record, checkpoint, weights_sha256):
@@ -431,7 +439,8 @@ def _is_current(opened, split, decoder):
 def _decode(opened, log_probs, decoder, why, show):
     "Steps 3 and 4 for one decoder"
     with decoder.open(opened) as (texts, settings):
-        if show and settings: print(f'Beam search: {settings_text(settings)}; {settings["language_model_order"]}-gram {settings["language_model"]}')
+        if show and settings: print(f'Beam search: {settings_text(settings)}; '
+                                    f'{settings["language_model_order"]}-gram {settings["language_model"]}')
         start = time.perf_counter()
         hypotheses = texts(log_probs.log_probs)
         decode = score(opened, log_probs, decoder.name, hypotheses, settings, why, time.perf_counter() - start)
@@ -480,7 +489,8 @@ def search_table(record: Record,
                 ) -> pd.DataFrame: # as `search_beam_settings` gives it
     "The grid of a checkpoint's last search on dev; RecordError where there is none"
     found = [s for s in record.searches if s.checkpoint == checkpoint]
-    if not found: raise RecordError(f'{record.run}: holds no search of checkpoint {checkpoint}; make it with `self-distill search`')
+    if not found: raise RecordError(f'{record.run}: holds no search of checkpoint {checkpoint}; '
+                                    'make it with `self-distill search`')
     return pd.DataFrame(found[-1].grid)
 
 # %% ../nbs/23_evaluate.ipynb #average-weights
@@ -493,8 +503,7 @@ def average_weights(checkpoints,  # files of one run, at least two
     loaded = load_average(checkpoints, pick_device(device))
     data = data_settings(loaded.config, overrides)
     dev = compute_log_probs(loaded, open_corpus(loaded, overrides), 'dev', cache=data.cache)
-    texts = [greedy_decode(torch.from_numpy(x)[None], [len(x)], loaded.tokenizer)[0] for x in dev.log_probs]
-    wer = error_rate(count_errors(dev.texts, texts))
+    wer = error_rate(count_errors(dev.texts, _greedy_texts(loaded.tokenizer, dev.log_probs)))
     path = loaded.path if path is None else root_path(path)
     kept = {k: v for k, v in loaded.payload.items() if k not in ('sha256', 'format')}
     save_checkpoint(kept | dict(model=loaded.model.state_dict(), best_val_wer=wer, val_wer=wer), path)
@@ -522,8 +531,8 @@ def evaluate_ensemble(checkpoints,         # files, at least two
     for kind, model in _kinds(checkpoints, split, overrides, pick_device(device)):
         record = evaluate(model, split, (Greedy(),), overrides, device, why, folder, show=False)
         decode = find_decode(record, split, 'greedy', checkpoint_name(model.path))
-        rows.append(dict(model=kind, checkpoint=f'{model.config.run}/{decode.checkpoint}', wer=decode.wer, cer=decode.cer,
-                         parameters=count_parameters(model.model)))
+        rows.append(dict(model=kind, checkpoint=f'{model.config.run}/{decode.checkpoint}', wer=decode.wer,
+                         cer=decode.cer, parameters=count_parameters(model.model)))
     return pd.DataFrame(rows)
 
 # %% ../nbs/23_evaluate.ipynb #softened-entropy
@@ -553,8 +562,9 @@ def figure_arrays(log_probs: LogProbs, # of the dev split
     entropy = np.stack([softened_entropy(frames, T) for T in TEMPERATURES])
     labels = entropy[:, label].mean(1) if label.any() else np.zeros(len(TEMPERATURES))
     k = shown_utterance(log_probs.utterances)
-    return {'entropy/temperature': make_array(np.array(TEMPERATURES)), 'entropy/all_frames': make_array(entropy.mean(1)),
-            'entropy/label_frames': make_array(labels), 'label_frame_share': make_array(np.array([label.mean()])),
+    return {'entropy/temperature': make_array(np.array(TEMPERATURES)),
+            'entropy/all_frames': make_array(entropy.mean(1)), 'entropy/label_frames': make_array(labels),
+            'label_frame_share': make_array(np.array([label.mean()])),
             f'posterior/{log_probs.ids[k]}': make_array(np.exp(log_probs.log_probs[k]), decimals=3),
             'posterior_tokens': Array(shape=[len(tokens)], dtype=f'<U{max(map(len, tokens))}', values=list(tokens))}
 

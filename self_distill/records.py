@@ -123,7 +123,8 @@ def _problems(decode, utterances):
     "What does not agree between a decoding and the utterances of its split"
     words = [getattr(decode.words, name) for name in PARTS]
     sizes = [len(decode.hypotheses), *map(len, words)]
-    if set(sizes) != {len(utterances)}: yield f'hypotheses and counts have {sizes} entries for {len(utterances)} utterances'
+    n = len(utterances)
+    if set(sizes) != {n}: yield f'hypotheses and counts have {sizes} entries for {n} utterances'
     for u, text, s, d, i, n in zip(utterances, decode.hypotheses, *words):
         if n != len(u.reference.split()) or s + d > n or len(text.split()) != n - d + i:
             yield f'words of {u.id}: {n} in the reference, {d} deleted and {i} inserted do not fit its texts'
@@ -184,7 +185,7 @@ class Record(Section):
     parameters: Natural # of the model; 0 where there is none
     epochs: list[dict[str, Metric]] = [] # metrics of each epoch, in order
     utterances: dict[Literal['train', 'dev', 'test'], list[Utterance]] = {}
-    fingerprint: dict[Literal['train', 'dev', 'test'], str] | None = None # of the data (04_corpora); None in older records
+    fingerprint: dict[str, str] | None = None # of each split (04_corpora); None in older records
     decodes: list[Decode] = []
     searches: list[Search] = []
     times: dict[str, Metric] = {}       # seconds
@@ -207,8 +208,9 @@ def _checked(record):
         if again := _twice(u.id for u in rows): raise ValueError(f'utterances.{split}: {again} occurs twice')
     for k, decode in enumerate(record.decodes):
         where = f'decodes.{k} ({decode.decoder} on {decode.split})'
-        if decode.split not in record.utterances: raise ValueError(f'{where}: the record lists no utterances of {decode.split}')
-        for problem in _problems(decode, record.utterances[decode.split]): raise ValueError(f'{where}: {problem}')
+        spoken = record.utterances.get(decode.split)
+        if spoken is None: raise ValueError(f'{where}: the record lists no utterances of {decode.split}')
+        for problem in _problems(decode, spoken): raise ValueError(f'{where}: {problem}')
     if again := _twice(d.key for d in record.decodes): raise ValueError(f'decodes: {" ".join(again)} is recorded twice')
     return record
 
@@ -277,7 +279,8 @@ def _lines(value, indent):
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return '[\n' + ',\n'.join(f'{pad} {json_line(v)}' for v in value) + f'\n{pad}]'
     if isinstance(value, dict) and value and indent < 2:
-        return '{\n' + ',\n'.join(f'{pad} {json_line(k)}: {_lines(v, indent + 1)}' for k, v in value.items()) + f'\n{pad}}}'
+        items = (f'{pad} {json_line(k)}: {_lines(v, indent + 1)}' for k, v in value.items())
+        return '{\n' + ',\n'.join(items) + f'\n{pad}}}'
     return json_line(value)
 
 # %% ../nbs/13_records.ipynb #records-text
@@ -303,9 +306,11 @@ def write_record(record: Record,
 # %% ../nbs/13_records.ipynb #records-read
 def _invalid(path, error):
     "The first of pydantic's findings as one sentence"
-    found = [f'{".".join(map(str, x["loc"])) or "record"}: {x["msg"].removeprefix("Value error, ")}' for x in error.errors()]
+    def text(x): return f'{".".join(map(str, x["loc"])) or "record"}: {x["msg"].removeprefix("Value error, ")}'
+    found = [text(x) for x in error.errors()]
     more = f' (and {len(found) - 3} more)' if len(found) > 3 else ''
-    return RecordError(f'{path}: {"; ".join(found[:3])}{more}; restore it with git, or make it again with the run that wrote it')
+    return RecordError(f'{path}: {"; ".join(found[:3])}{more}; '
+                       'restore it with git, or make it again with the run that wrote it')
 
 def read_record(path # JSON file; a relative path starts at the repository's root
                ) -> Record:
@@ -313,7 +318,8 @@ def read_record(path # JSON file; a relative path starts at the repository's roo
     path = root_path(path)
     try: return Record.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise RecordError(f'{path.name}: no such record in {path.parent}; train or evaluate the run that makes it') from None
+        raise RecordError(f'{path.name}: no such record in {path.parent}; '
+                          'train or evaluate the run that makes it') from None
     except ValidationError as e: raise _invalid(path, e) from None
 
 # %% ../nbs/13_records.ipynb #records-in
