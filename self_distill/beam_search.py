@@ -20,6 +20,7 @@ from pyctcdecode.alphabet import Alphabet
 from pyctcdecode.decoder import BeamSearchDecoderCTC
 from pyctcdecode.language_model import LanguageModel
 
+from .environment import end_with_parent
 from .language_model import check_spelling, file_sha256, load_language_model, model_format, read_unigrams
 from .text import Tokenizer
 
@@ -259,8 +260,9 @@ def _nbest(self:BeamDecoder, utterance, values, n):
 _served = None
 
 def _serve(decoder):
-    "Keep the decoder in a worker process"
+    "Keep the decoder in a worker process, which ends with this one"
     global _served
+    end_with_parent()
     _served = decoder
 
 # %% ../nbs/20_beam_search.ipynb #work

@@ -43,10 +43,10 @@ def train(config: Config, overrides: Overrides = None,
         from self_distill.training import train
         train(settings)
         return
-    from self_distill.experiments import run_notebook
+    from self_distill.experiments import notebook_error, run_notebook
     output = root_path('logs')/settings.run/'train.ipynb'
     code = run_notebook('30_train', output, {'config': str(root_path(config)), 'overrides': overrides or []})
-    if code: raise typer.Exit(code)
+    if code: raise RuntimeError(notebook_error(output) or f'papermill ended with exit code {code}; {output} says why')
     typer.echo(f'The executed notebook is {output}')
 
 # %% ../nbs/29_cli.ipynb #options

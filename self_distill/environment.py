@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CODE', 'PACKAGES', 'Section', 'Git', 'Device', 'git_state', 'package_versions', 'pick_device', 'autocast',
-           'device_state', 'environment', 'peak_memory']
+           'device_state', 'environment', 'peak_memory', 'end_with_parent']
 
 # %% ../nbs/12_environment.ipynb #imports
-import platform, subprocess, sys
+import ctypes, platform, signal, subprocess, sys
 from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -111,3 +111,8 @@ def peak_memory(device: torch.device
     except ImportError: peak = psutil.Process().memory_info().peak_wset # Windows
     on_device = {'device': torch.cuda.max_memory_allocated(device) / 2**20} if device.type == 'cuda' else {}
     return {'process': peak / 2**20} | on_device
+
+# %% ../nbs/12_environment.ipynb #end-with-parent
+def end_with_parent():
+    "Have the system end this process by SIGTERM when its parent has ended (Linux; nothing elsewhere)"
+    if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.SIGTERM) # PR_SET_PDEATHSIG

@@ -1,8 +1,9 @@
 """The trainer's promises that a page cannot hold: accumulation, numbers that are not finite, and what a resumed run refuses."""
-import math, shutil
+import math, shutil, signal, subprocess, sys
 from dataclasses import replace
 
 import pandas as pd, pytest, torch
+from conftest import ROOT, environment
 from pictures import picture_config, write_pictures
 from test_torture import TRAINING, settings
 
@@ -272,3 +273,27 @@ def test_a_target_is_met_or_missed(copy, capsys):
 def test_where_folders_cannot_be_made_the_error_says_so(shared_cache, root):
     (root/'models').mkdir(); (root/'models/short').write_text('a file')
     refused(shared_cache, r'models/short.*mend what the message names')
+
+# signals
+
+SIGNALLED = """
+import signal
+from self_distill.trainer import Trainer
+from self_distill.config import build_config
+values = dict(run='signals', threads=1, data=dict(utterances=48), model=dict(num_layers=2, hidden_size=64, conv_channels=32),
+              training=dict(epochs=4, batch_size=6, gradient_accumulation_steps=1))
+def train(every):
+    signal.signal(signal.SIGALRM, lambda *_: None)
+    trainer = Trainer(build_config(values | dict(run=f'signals_{every > 0}')))
+    signal.setitimer(signal.ITIMER_REAL, every, every)
+    trainer.fit()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    return [{k: v for k, v in e.items() if k != 'seconds'} for e in trainer.history], trainer.skipped
+assert train(0.003) == train(0)
+"""
+
+@pytest.mark.skipif(not hasattr(signal, 'pthread_sigmask'), reason='signals cannot be held back here')
+def test_signals_do_not_reach_an_update(tmp_path):
+    done = subprocess.run([sys.executable, '-c', SIGNALLED], env=environment(ROOT, SELF_DISTILL_ROOT=str(tmp_path)), cwd=tmp_path,
+                          capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
