@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LANGUAGE_MODEL', 'MIN_RUNS', 'System', 'recipe', 'row_name', 'systems_of', 'pooled_counts', 'check_comparable',
            'noise_of', 'Comparison', 'compare', 'rate_text', 'summary_table', 'added_table', 'comparison_text',
-           'pooled_test', 'by_speaker', 'wins_and_losses', 'confusion_table']
+           'pooled_test', 'by_speaker']
 
 # %% ../nbs/24_compare.ipynb #compare-imports
 import copy, hashlib, re
@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from .config import config_hash
-from .metrics import (PARTS, PairedTest, RunNoise, bootstrap_interval, confusions, error_rate,
-                                  error_rates_by, errors_of, p_text, paired_bootstrap, run_noise)
+from .metrics import (PARTS, PairedTest, RunNoise, bootstrap_interval, error_rate,
+                                  error_rates_by, p_text, paired_bootstrap, run_noise)
 from .records import Record, RecordError, decode_counts, find_decode
 
 # %% ../nbs/24_compare.ipynb #compare-system
@@ -375,46 +375,3 @@ def by_speaker(systems: list, # of System; the first is compared with the last
     rates = {name: error_rates_by(table, 'speaker').rate for name, table in counts.items()}
     table = pd.DataFrame({'words': words} | rates).assign(improvement=rates[first] - rates[last])
     return table.sort_values(first, ascending=False, kind='stable')
-
-# %% ../nbs/24_compare.ipynb #compare-utterances
-def _utterances(system, split, decoder):
-    "By utterance: errors (mean over runs) and text (of the first run)"
-    counts = pooled_counts(system, split, decoder)
-    texts = {}
-    for r, d in _decodes([system], split, decoder):
-        for u, text in zip(r.utterances[split], d.hypotheses): texts.setdefault(u.id, text)
-    table = counts.assign(errors=errors_of(counts)).groupby('id').errors.mean().to_frame()
-    return table.assign(text=table.index.map(texts))
-
-# %% ../nbs/24_compare.ipynb #compare-wins
-def wins_and_losses(baseline: System,
-                    system: System,
-                    split: str = 'test', # 'dev' or 'test'
-                    decoder: str = 'greedy'
-                   ) -> pd.DataFrame: # by utterance, largest gain first: speaker, errors, gain, reference, texts
-    "What each utterance gained or lost; errors are means over runs"
-    check_comparable([baseline, system], split, (decoder,))
-    a, b = (_utterances(s, split, decoder) for s in (baseline, system))
-    spoken = {u.id: u for r in baseline.records for u in r.utterances[split]}
-    table = pd.DataFrame(dict(
-        speaker={i: u.speaker for i, u in spoken.items()}, baseline_errors=a.errors, system_errors=b.errors,
-        gain=a.errors - b.errors, reference={i: u.reference for i, u in spoken.items()}, baseline_text=a.text,
-        system_text=b.text)).rename_axis('id')
-    return table.sort_values('gain', ascending=False, kind='stable')
-
-# %% ../nbs/24_compare.ipynb #compare-confusions
-def confusion_table(systems: list, # of System
-                    split: str = 'test', # 'dev' or 'test'
-                    decoder: str = 'greedy',
-                    top: int = 10 # rows
-                   ) -> pd.DataFrame: # reference, hypothesis, and substitutions per run of each system
-    "The most frequent word substitutions, those of the first system first"
-    columns = {}
-    for s in systems:
-        texts = [(u.reference, text) for r, d in _decodes([s], split, decoder)
-                 for u, text in zip(r.utterances[split], d.hypotheses)]
-        found = confusions(*zip(*texts)).set_index(['reference', 'hypothesis'])['count']
-        columns[s.name] = found / max(Counter(u.id for r in s.records for u in r.utterances[split]).values())
-    order = [systems[0].name, 'reference', 'hypothesis']
-    table = pd.DataFrame(columns).fillna(0.0).reset_index()
-    return table.sort_values(order, ascending=[False, True, True], ignore_index=True).head(top)
