@@ -202,8 +202,14 @@ def _twice(values):
     seen = set()
     return next((v for v in values if v in seen or seen.add(v)), None)
 
+def _follows(record):
+    "Whether config hash and seed are those of the config"
+    try: return (config_hash(record.config), record.config['seed']) == (record.config_hash, record.seed)
+    except (KeyError, TypeError): return False
+
 def _checked(record):
     "The record, if its parts agree with each other"
+    if record.kind != 'benchmark' and not _follows(record): raise ValueError('config_hash or seed do not follow from config')
     for split, rows in record.utterances.items():
         if again := _twice(u.id for u in rows): raise ValueError(f'utterances.{split}: {again} occurs twice')
     for k, decode in enumerate(record.decodes):

@@ -1,5 +1,5 @@
 "Records and ledger across processes, after failures, and those that are committed"
-import json, os, subprocess, sys
+import json, multiprocessing, os, subprocess, sys
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
@@ -68,3 +68,27 @@ def test_committed_records_are_valid_and_their_test_readings_are_in_the_ledger()
     for record in records_in('results'):
         for decode in record.decodes: assert counted(decode, record.utterances[decode.split]), f'{record.run}: {decode.key}'
         if any(d.split == 'test' for d in record.decodes): assert record.run in readings, f'{record.run}: no line in the ledger'
+
+def _decode_in_a_process(arguments):
+    root, k = arguments
+    os.environ['SELF_DISTILL_ROOT'] = str(root)
+    from self_distill.evaluate import Beam, evaluate
+    evaluate('models/pictures/checkpoint_best.pt', decoders=[Beam(name=f'beam{k}', workers=1)], show=False)
+
+def test_decodings_at_once_are_all_kept(tmp_path, monkeypatch):
+    from pictures import picture_config, write_pictures
+    from self_distill.training import train
+    monkeypatch.setenv('SELF_DISTILL_ROOT', str(tmp_path))
+    write_pictures(tmp_path)
+    train(picture_config(training=dict(epochs=1)))
+    with ProcessPoolExecutor(3, multiprocessing.get_context('spawn')) as pool: list(pool.map(_decode_in_a_process, [(tmp_path, k) for k in range(3)]))
+    assert {d.decoder for d in read_record('results/pictures.json').decodes} == {'greedy', 'beam0', 'beam1', 'beam2'}
+
+def test_results_that_cannot_be_written_are_named_before_training(tmp_path, monkeypatch):
+    from pictures import picture_config, write_pictures
+    from self_distill.training import train
+    monkeypatch.setenv('SELF_DISTILL_ROOT', str(tmp_path))
+    write_pictures(tmp_path)
+    (tmp_path/'results').write_text('a file in the place of the folder')
+    with pytest.raises(OSError, match='record of this run could not be written'): train(picture_config())
+    assert not (tmp_path/'models/pictures/checkpoint_last.pt').exists()
