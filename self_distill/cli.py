@@ -83,7 +83,7 @@ def evaluate_beam(checkpoint: Checkpoints, data: Data = None, split: Split = 'de
                   workers: Workers = 2, device: Device = 'auto'):
     "Greedy and beam error rates, and the improvement."
     from self_distill.evaluate import Beam, Greedy, evaluate
-    beam = Beam(lm_weight, word_bonus, beam_width, language_model, name=name, engine=engine, workers=workers)
+    beam = Beam(lm_weight, word_bonus, beam_width, language_model=language_model, name=name, engine=engine, workers=workers)
     evaluate(checkpoint, split, (Greedy(), beam), data or [], device, why)
 
 # %% ../nbs/29_cli.ipynb #numbers

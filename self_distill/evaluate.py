@@ -16,9 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-import torch
+import numpy as np, pandas as pd, torch
 from filelock import FileLock
 from scipy.special import log_softmax
 from torch.nn.utils.rnn import pad_sequence
@@ -274,21 +272,26 @@ def _same_text(spec, settings):
     if spec.language_model: return settings.get('language_model') == Path(spec.language_model).name
     return (settings.get('language_model_order'), settings.get('extra_text', [])) == (spec.order, list(spec.extra_text))
 
-# %% ../nbs/23_evaluate.ipynb #beam
-DEFAULTS = dict(lm_weight=0.9, word_bonus=1.5, beam_width=10) # the guide's; the bonus is ours
-
-@dataclass(frozen=True)
-class Beam:
-    "A beam search; a setting of None is what a search on dev has chosen for these models, or the default"
-    lm_weight: float | None = None
-    word_bonus: float | None = None # nats a word
-    beam_width: int | None = None
+# %% ../nbs/23_evaluate.ipynb #beam-base
+@dataclass(frozen=True, kw_only=True)
+class _BeamSearch:
+    "What every beam search has"
     language_model: str | None = None # ARPA file; None: the n-gram of the training text
     order: int = 3                    # of that n-gram, words
     extra_text: tuple = ()            # text files it learns from, too
     name: str = 'beam'
     engine: str = ENGINES[0]
     workers: int = 2                  # processes that decode
+
+# %% ../nbs/23_evaluate.ipynb #beam
+DEFAULTS = dict(lm_weight=0.9, word_bonus=1.5, beam_width=10) # the guide's; the bonus is ours
+
+@dataclass(frozen=True)
+class Beam(_BeamSearch):
+    "A beam search; a setting of None is what a search on dev has chosen for these models, or the default"
+    lm_weight: float | None = None
+    word_bonus: float | None = None # nats a word
+    beam_width: int | None = None
 
     @property
     def given(self): return {k: v for k in SETTINGS if (v := getattr(self, k)) is not None}
@@ -303,17 +306,11 @@ class Beam:
 
 # %% ../nbs/23_evaluate.ipynb #searched-beam
 @dataclass(frozen=True)
-class SearchedBeam:
+class SearchedBeam(_BeamSearch):
     "A beam search whose settings are chosen on dev (`21_search`), once for each model and language model"
     lm_weights: tuple = LM_WEIGHTS
     word_bonuses: tuple = WORD_BONUSES # nats a word
     beam_widths: tuple = BEAM_WIDTHS
-    language_model: str | None = None # ARPA file; None: the n-gram of the training text
-    order: int = 3                    # of that n-gram, words
-    extra_text: tuple = ()            # text files it learns from, too
-    name: str = 'beam'
-    engine: str = ENGINES[0]
-    workers: int = 2                  # processes that decode
 
     @contextmanager
     def open(self, opened: Opened):
