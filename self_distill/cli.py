@@ -158,17 +158,21 @@ def named_systems(names: list, # 'run', 'run@checkpoint', or a record's file
             for checkpoint, records in groups.items() for s in systems_of(records)]
 
 # %% ../nbs/29_cli.ipynb #all-systems
-def all_systems(split: str) -> list: # of lists of `System`, one for each corpus and protocol
+def _like(system): # what systems must share to be compared: corpus, protocol, precision, folds and number of runs
+    r = system.records[0]
+    return r.corpus, r.protocol, r.config['training']['precision'], tuple(sorted(r.fold or 0 for r in system.records))
+
+def all_systems(split: str) -> list: # of lists of `System` that can be compared
     "Everything under results/ whose best checkpoint has read a split"
     from self_distill.compare import systems_of
     from self_distill.records import records_in
     def read(r): return any((d.split, d.checkpoint) == (split, 'best') for d in r.decodes)
     groups = {}
-    for r in sorted(records_in(where=read), key=lambda r: (r.teacher is not None, r.run)):
-        groups.setdefault((r.corpus, r.protocol), []).append(r)
+    for s in systems_of(sorted(records_in(where=read), key=lambda r: (r.teacher is not None, r.run))):
+        groups.setdefault(_like(s), []).append(s)
     if not groups: raise ValueError(f'results/: no run has read {split} yet; evaluate some first '
                                     f'(self-distill evaluate --checkpoint … --split {split})')
-    return [systems_of(records) for records in groups.values()]
+    return list(groups.values())
 
 # %% ../nbs/29_cli.ipynb #compare
 def _comparison(groups, split, baseline=None, decoder=None):

@@ -211,7 +211,7 @@ def _read_cache(file, shape):
     "The array of a cache file; None where it is missing, damaged or of another shape"
     try: found = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError): return None
-    return found if found.shape == shape and found.dtype == np.float32 else None
+    return found if found.shape == shape and found.dtype == np.float32 and np.isfinite(found).all() else None
 
 # %% ../nbs/23_evaluate.ipynb #compute-log-probs
 def compute_log_probs(loaded: LoadedModel,
