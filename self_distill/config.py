@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['SECTION', 'Positive', 'NonNegative', 'Fraction', 'Count', 'Index', 'Seed', 'find_root', 'root_path', 'atomic_write',
-           'DataConfig', 'TextConfig', 'FeatureConfig', 'AugmentConfig', 'ModelConfig', 'TeacherConfig',
-           'FeatureMatchingConfig', 'LossWeights', 'TemperatureConfig', 'CTCLossConfig', 'OptimizerConfig',
-           'TrainingConfig', 'MemoryConfig', 'CheckpointConfig', 'Milestone', 'MonitoringConfig', 'Config',
-           'valid_keys', 'nearest_key', 'dotted', 'ConfigError', 'build_config', 'read_config_file', 'apply_override',
-           'load_config', 'config_dict', 'config_hash']
+           'check_writable', 'DataConfig', 'TextConfig', 'FeatureConfig', 'AugmentConfig', 'ModelConfig',
+           'TeacherConfig', 'FeatureMatchingConfig', 'LossWeights', 'TemperatureConfig', 'CTCLossConfig',
+           'OptimizerConfig', 'TrainingConfig', 'MemoryConfig', 'CheckpointConfig', 'Milestone', 'MonitoringConfig',
+           'Config', 'valid_keys', 'nearest_key', 'dotted', 'ConfigError', 'build_config', 'read_config_file',
+           'apply_override', 'load_config', 'config_dict', 'config_hash']
 
 # %% ../nbs/00_config.ipynb #imports
-import difflib, hashlib, json, os
+import difflib, hashlib, json, os, tempfile
 from contextlib import contextmanager
 from dataclasses import asdict, field, fields, is_dataclass
 from pathlib import Path
@@ -72,6 +72,17 @@ def atomic_write(path, # file to replace; its folder is made
         os.replace(temporary, path)
         if durable: _sync_folder(path.parent)
     finally: temporary.unlink(missing_ok=True)
+
+# %% ../nbs/00_config.ipynb #check-writable
+def check_writable(folder: Path # made where it is not there
+                  ):
+    "OSError, with the remedy, where a folder cannot be written"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file: file.write(b'x')
+    except OSError as e:
+        raise OSError(f'{folder.name}/ cannot be written ({e.strerror}); make room, change its permissions, '
+                      'or set SELF_DISTILL_ROOT to a folder that can be written') from None
 
 # %% ../nbs/00_config.ipynb #section
 SECTION = ConfigDict(extra='forbid', allow_inf_nan=False) # of every section: no unknown keys, no NaN, no infinity

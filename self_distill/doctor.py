@@ -17,7 +17,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from packaging.requirements import Requirement
 
 import self_distill
-from .config import ModelConfig, root_path
+from .config import ModelConfig, check_writable, root_path
 from .demo import Synthesizer
 from .environment import git_state, pick_device
 from .language_model import estimate_arpa, load_language_model
@@ -163,13 +163,7 @@ FOLDERS = ('models', 'logs', 'results', 'cache')
 
 @check('disk')
 def disk():
-    for folder in map(root_path, FOLDERS):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder) as file: file.write(b'x')
-        except OSError as e:
-            raise OSError(f'{folder.name}/ cannot be written ({e.strerror}); change its permissions, '
-                          'or set SELF_DISTILL_ROOT to a folder that can be written') from None
+    for folder in map(root_path, FOLDERS): check_writable(folder)
     free = shutil.disk_usage(root_path('models')).free/2**30
     if free < 2:
         raise RuntimeError(f'{free:.1f} GiB free, a run with its corpus needs 2; make room, '

@@ -6,10 +6,8 @@
 __all__ = ['training_record', 'train']
 
 # %% ../nbs/18_training.ipynb #imports
-import tempfile
-
 from .checkpoint import load_model
-from .config import Config
+from .config import Config, check_writable
 from .environment import peak_memory
 from .model import count_parameters
 from .records import (Record, Teacher, make_decode, new_record, read_record, record_path,
@@ -51,23 +49,13 @@ def _describes(record, best):
     return any(d.weights_sha256 == best.weights_sha256 or d.checkpoint_sha256 == best.payload['sha256']
                for d in record.decodes if d.checkpoint == 'best')
 
-# %% ../nbs/18_training.ipynb #try-folder
-def _try_folder(folder):
-    "OSError where records cannot be written, before hours of training rather than after them"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file: file.write(b'x')
-    except OSError as e:
-        raise OSError(f'{folder}: the record of this run could not be written there ({e.strerror}); make room, '
-                      'mend its permissions, or set SELF_DISTILL_ROOT to a folder that can be written') from None
-
 # %% ../nbs/18_training.ipynb #train
 def train(config: Config,
           folder='results' # of records
          ) -> Record: # also in <folder>/<run>.json
     "Train a run to its end, from wherever it stands; TrainingError or TrainingStopped where that fails"
     trainer, path = Trainer(config), record_path(config.run, folder)
-    _try_folder(path.parent)
+    check_writable(path.parent)
     trainer.fit()
     best = load_model(trainer.folder/'checkpoint_best.pt')
     if path.exists() and _describes(record := read_record(path), best): return record

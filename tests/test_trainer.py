@@ -2,7 +2,7 @@
 import math, shutil, signal, subprocess, sys
 from dataclasses import replace
 
-import pandas as pd, pytest, torch
+import numpy as np, pandas as pd, pytest, torch
 from conftest import ROOT, environment
 from pictures import picture_config, write_pictures
 from test_torture import TRAINING, settings
@@ -297,3 +297,38 @@ def test_signals_do_not_reach_an_update(tmp_path):
     done = subprocess.run([sys.executable, '-c', SIGNALLED], env=environment(ROOT, SELF_DISTILL_ROOT=str(tmp_path)), cwd=tmp_path,
                           capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
+
+# other data than before
+
+def edited(folder, split, text):
+    "Give the first utterance of a split another text."
+    table = pd.read_csv(folder/'pictures.csv')
+    table.loc[table.index[table.split == split][0], 'text'] = text
+    table.to_csv(folder/'pictures.csv', index=False)
+
+def other_features(folder):
+    path = folder/pd.read_csv(folder/'pictures.csv').query('split == "train"').path.iloc[0]
+    np.save(path, np.load(path) + 1)
+
+@pytest.mark.parametrize('change', [lambda f: edited(f, 'dev', 'the sea is dear'), lambda f: edited(f, 'train', 'the sea is dear'),
+                                    other_features], ids=['dev text', 'train text', 'train features'])
+def test_a_resumed_run_refuses_data_that_changed(change, tmp_path, monkeypatch):
+    monkeypatch.setenv('SELF_DISTILL_ROOT', str(tmp_path))
+    write_pictures(tmp_path)
+    config = picture_config(training=dict(epochs=1))
+    train(config)
+    train(config)                                                                       # nothing changed: accepted
+    change(tmp_path)
+    with pytest.raises(TrainingError, match='has changed since this run began .train and dev utterances.'): train(config)
+
+def test_a_teacher_that_was_trained_on_the_test_set_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv('SELF_DISTILL_ROOT', str(tmp_path))
+    write_pictures(tmp_path)
+    train(picture_config(training=dict(epochs=1)))
+    table = pd.read_csv(tmp_path/'pictures.csv')
+    table.assign(split=table.split.replace(dict(train='test', test='train'))).to_csv(tmp_path/'swapped.csv', index=False)
+    def student(**data):
+        return picture_config('student', data=dict(path='swapped.csv', **data), teacher=dict(checkpoint='models/pictures/checkpoint_best.pt'),
+                              feature_matching=dict(teacher_layers=[0], student_layers=[0]), training=dict(epochs=1))
+    with pytest.raises(CheckpointError, match='has heard .* test utterances'): train(student())
+    assert train(student(allow_leaks=True)).config['data']['allow_leaks'] is True
