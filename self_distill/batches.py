@@ -13,8 +13,10 @@ import torch
 from fastcore.basics import patch
 from torch.nn.utils.rnn import pad_sequence
 
+from .augmentation import (add_noise, mask_cepstra, spec_augment, time_stretch, utterance_generator,
+                                       warp_voice)
 from .config import AugmentConfig, FeatureConfig
-from .features import add_noise, normalize, spec_augment, time_stretch, utterance_generator
+from .features import normalize
 from .text import Tokenizer
 
 # %% ../nbs/05_batches.ipynb #output-frames
@@ -45,6 +47,7 @@ class Utterance:
     features: torch.Tensor  # (T, F) for the student; `clean` itself where nothing is damaged
     labels: list
     text: str
+    second: torch.Tensor|None = None # (T, F) another damaged view, where there are two
 
 # %% ../nbs/05_batches.ipynb #encode-row
 def _encode(tokenizer, row, split):
@@ -69,12 +72,16 @@ class UtteranceDataset(torch.utils.data.Dataset):
                  features: FeatureConfig, # for its normalization
                  augment: AugmentConfig|None=None, # None: no damage, for evaluation
                  seed=0,                  # of the run
-                 statistics=None          # mean (F,) and deviation (F,), for normalization 'corpus'
+                 statistics=None,         # mean (F,) and deviation (F,), for normalization 'corpus'
+                 views=1,                 # damaged views of each utterance, 1 or 2
+                 untranscribed=False      # keep training utterances without a transcript
                 ):
         self.corpus, self.features, self.augment = corpus, features, augment
-        self.seed, self.statistics = seed, statistics
+        self.seed, self.statistics, self.views = seed, statistics, views
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._choose(corpus.rows(split), split, tokenizer)
+        rows = corpus.rows(split)
+        if split == 'train' and not untranscribed: rows = rows[rows.text != ''].reset_index(drop=True)
+        self._choose(rows, split, tokenizer)
 
     def __len__(self): return len(self.rows)
 
@@ -100,18 +107,39 @@ def _stretch(x, labels, stretch, generator):
     slow = time_stretch(x, 1 + stretch*(2*torch.rand((), generator=generator).item() - 1))
     return x if output_frames(len(slow)) < frames_needed(labels) else slow
 
+# %% ../nbs/05_batches.ipynb #warp
+@patch
+def _voice(self: UtteranceDataset, row, generator):
+    "The utterance as recorded, or as another vocal tract would have said it; not normalised"
+    x, warp = self.corpus.read(row), self.augment.warp
+    if not warp: return x
+    factor = 1 + warp*(2*torch.rand((), generator=generator).item() - 1)
+    return warp_voice(x, factor, self.features.kind == 'mfcc', self.features.sample_rate)
+
+# %% ../nbs/05_batches.ipynb #damage
+@patch
+def _damage(self: UtteranceDataset, clean, generator):
+    "One damaged view"
+    noisy = add_noise(clean, self.augment.noise, generator)
+    if self.augment.cepstra and self.features.kind == 'mfcc': noisy = mask_cepstra(noisy, self.augment, generator)
+    return spec_augment(noisy, self.augment, generator, self.corpus.frequency_axis)
+
 # %% ../nbs/05_batches.ipynb #get-item
 @patch
+def _normalized(self: UtteranceDataset, x): return normalize(x, self.features.normalization, self.statistics)
+
+@patch
 def __getitem__(self: UtteranceDataset, i) -> Utterance:
-    "Both views of utterance `i` in the present epoch"
+    "The views of utterance `i` in the present epoch"
     row, labels, augment = self.rows.iloc[i], self.labels[i], self.augment
-    clean = normalize(self.corpus.read(row), self.features.normalization, self.statistics)
-    if augment is None: return Utterance(row.id, clean, clean, labels, row.text)
+    if augment is None:
+        clean = self._normalized(self.corpus.read(row))
+        return Utterance(row.id, clean, clean, labels, row.text)
     generator = utterance_generator(self.seed, int(self.epoch), row.id)
+    clean = self._normalized(self._voice(row, generator))
     clean = _stretch(clean, labels, augment.stretch, generator)
-    noisy = add_noise(clean, augment.noise, generator)
-    damaged = spec_augment(noisy, augment, generator, self.corpus.frequency_axis)
-    return Utterance(row.id, clean, damaged, labels, row.text)
+    views = [self._damage(clean, generator) for _ in range(self.views)]
+    return Utterance(row.id, clean, views[0], labels, row.text, *views[1:])
 
 # %% ../nbs/05_batches.ipynb #set-epoch
 @patch
@@ -149,7 +177,8 @@ def pin_memory(self: Batch): return self._each(torch.Tensor.pin_memory)
 # %% ../nbs/05_batches.ipynb #collate
 def collate(utterances # a list of `Utterance`
            ) -> Batch:
-    "A `Batch` of `utterances`, padded with zeros at the end"
+    "A `Batch` of `utterances`, padded with zeros at the end; where there are two views, all second ones come last"
+    utterances = [*utterances, *(replace(u, features=u.second) for u in utterances if u.second is not None)]
     pad = lambda tensors: pad_sequence(tensors, batch_first=True)
     features = pad([u.features for u in utterances])
     undamaged = all(u.clean is u.features for u in utterances)
