@@ -80,7 +80,9 @@ class UtteranceDataset(torch.utils.data.Dataset):
         self.seed, self.statistics, self.views = seed, statistics, views
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         rows = corpus.rows(split)
-        if split == 'train' and not untranscribed: rows = rows[rows.text != ''].reset_index(drop=True)
+        silent = rows.text == ''
+        self.untranscribed, self.keeps_untranscribed = int(silent.sum()), untranscribed
+        if split == 'train' and not untranscribed: rows = rows[~silent].reset_index(drop=True)
         self._choose(rows, split, tokenizer)
 
     def __len__(self): return len(self.rows)

@@ -261,7 +261,7 @@ def _each_row(manifest, make, on_error, skipped):
 def _row_text(row, normalize):
     "A row's normalized transcript"
     text = normalize(row.text)
-    if not text: raise ValueError(f'its transcript {row.text!r} holds no word; write what is spoken')
+    if not text and (row.split != 'train' or row.text.strip()): raise ValueError(f'its transcript {row.text!r} holds no word; write what is spoken')
     return text
 
 # %% ../nbs/04_corpora.ipynb #row-labels
@@ -344,12 +344,19 @@ def _notes(table, manifest, rates, wanted):
     if len(low): yield (f'{len(low)} of {len(rates)} recordings have fewer than {wanted} samples a second, so their '
                         f'upper mel bins are empty; features.sample_rate={low.min():.0f} suits them')
 
+# %% ../nbs/04_corpora.ipynb #untranscribed
+def _untranscribed(manifest, share):
+    "Training rows whose transcripts are not to be known: all but `share`, evenly spaced in the order of their ids"
+    train = manifest[manifest.split == 'train'].sort_values('id').index
+    return [i for n, i in enumerate(train) if int((n + 1)*share) == int(n*share)]
+
 # %% ../nbs/04_corpora.ipynb #read-texts
-def _read_texts(manifest, text, keep):
+def _read_texts(manifest, text, share, keep):
     "The rows whose text can be spelled, normalized; the vocabulary; (written, normalized) where the two differ"
     normalize = normalizer(text)
     manifest, texts = keep(manifest, lambda row: _row_text(row, normalize))
     written, manifest['text'] = manifest.text, texts
+    manifest.loc[_untranscribed(manifest, share), 'text'] = ''
     tokenizer = build_tokenizer(text, manifest.text[manifest.split == 'train'])
     check_digits(text, tokenizer, written)
     manifest, _ = keep(manifest, lambda row: _row_labels(row, tokenizer))
@@ -367,7 +374,7 @@ def load_corpus(data: DataConfig,       # which corpus, where, how it is split
     cache = FeatureCache(root_path(data.cache)/'features', features)
     keep = lambda manifest, make: _each_row(manifest, make, data.on_error, skipped)
     table = CORPORA[data.corpus](data, features)
-    manifest, tokenizer, changes = _read_texts(check_manifest(table, source), text, keep)
+    manifest, tokenizer, changes = _read_texts(check_manifest(table, source), text, data.transcribed, keep)
     manifest, facts = keep(manifest, lambda row: _row_facts(row, cache))
     check_manifest(manifest, f'{source} ({len(skipped)} utterances skipped)')
     frames, widths, seconds, rates = map(pd.Series, zip(*facts))

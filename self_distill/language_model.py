@@ -199,7 +199,7 @@ def training_sentences(corpus: Corpus,
                       ) -> list:       # of str
     "The only text a language model is estimated from: the training split, and the sentences of the files"
     more = [s for file in extra_text for s in read_sentences(root_path(file), normalizer(config.text))]
-    return [*corpus.rows('train').text, *more]
+    return [*filter(None, corpus.rows('train').text), *more]
 
 # %% ../nbs/19_language_model.ipynb #language-model-path
 def language_model_path(corpus: Corpus,

@@ -75,13 +75,13 @@ def teacher_precision(config: Config, device: torch.device) -> str:
 
 # %% ../nbs/16_teacher.ipynb #teacher-output
 @torch.no_grad()
-def teacher_output(teacher: LoadedModel | None,
+def teacher_output(teacher: torch.nn.Module | None, # in eval mode
                    batch,         # `Batch`
                    precision: str # float32 | bfloat16 | float16
                   ) -> ModelOutput | None: # None without a teacher
     "The teacher's output for the clean utterances"
     if teacher is None: return None
-    with autocast(batch.clean.device, precision): return teacher.model(batch.clean, batch.lengths)
+    with autocast(batch.clean.device, precision): return teacher(batch.clean, batch.lengths)
 
 # %% ../nbs/16_teacher.ipynb #teacher-wer
 def teacher_wer(teacher: LoadedModel | None) -> float | None:

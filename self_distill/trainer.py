@@ -25,9 +25,10 @@ from .config import Config, build_config, config_dict, dotted, root_path
 from .corpora import load_corpus, training_data
 from .environment import autocast, environment, pick_device
 from .greedy import greedy_decode
-from .loss import Objective, hard_loss
+from .loss import hard_loss
 from .metrics import count_errors, error_rate
 from .model import BiLSTMCTC, build_model, count_parameters
+from .objective import Objective
 from .records import now
 from .schedule import learning_rate_at, temperature_at
 from .teacher import (is_teacher, load_teacher, teacher_entry, teacher_output, teacher_precision,
@@ -93,16 +94,16 @@ class Trainer:
         self._load_data()
         torch.manual_seed(config.seed)
         self.model = build_model(config.model, self.corpus.input_size, len(self.tokenizer)).to(self.device)
-        self.teacher = load_teacher(config, self.corpus, self.statistics, self.device)
-        self.objective = Objective(config, self.model, self.teacher and self.teacher.model).to(self.device)
-        self.parameters = [*self.model.parameters(), *self.objective.parameters()]
-        self.optimizer = torch.optim.AdamW(self.parameters, t.optimizer.learning_rate,
-                                           weight_decay=t.optimizer.weight_decay, fused=True)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=t.precision == 'float16')
         batches = math.ceil(len(self.train_set) / t.batch_size)
         self.updates_per_epoch = math.ceil(batches / t.gradient_accumulation_steps)
         self.updates = self.updates_per_epoch * t.epochs
         self.average = averaged_model(self.model, t.ema_window * self.updates_per_epoch) if t.ema_window else None
+        self.teacher = load_teacher(config, self.corpus, self.statistics, self.device)
+        self.objective = Objective(config, self.model, self.teaching).to(self.device)
+        self.parameters = [*self.model.parameters(), *self.objective.parameters()]
+        self.optimizer = torch.optim.AdamW(self.parameters, t.optimizer.learning_rate,
+                                           weight_decay=t.optimizer.weight_decay, fused=True)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=t.precision == 'float16')
         self._start()
         torch.manual_seed(config.seed)
 
@@ -123,6 +124,13 @@ def validated(self: Trainer) -> BiLSTMCTC:
     "The weights that are validated, saved as best and taught from: averaged ones where averaging is on"
     return self.average.module if self.average else self.model
 
+# %% ../nbs/17_trainer.ipynb #teaching
+@patch(as_prop=True)
+def teaching(self: Trainer) -> BiLSTMCTC | None: # None where nothing but the transcript teaches
+    "The model that teaches: a frozen one, or the moving average of the student's own weights"
+    if self.config.teacher.moving: return self.average.module.eval()
+    return self.teacher and self.teacher.model
+
 # %% ../nbs/17_trainer.ipynb #loader
 def loader(data: UtteranceDataset,
            batches: list, # of lists of positions
@@ -140,9 +148,12 @@ def _load_data(self: Trainer):
     self.corpus = load_corpus(c.data, c.text, c.features)
     self.tokenizer, self.data = self.corpus.tokenizer, training_data(self.corpus)
     self.statistics = self.corpus.statistics() if c.features.normalization == 'corpus' else None
-    def dataset(split, augment):
-        return UtteranceDataset(self.corpus, split, self.tokenizer, c.features, augment, c.seed, self.statistics)
-    self.train_set, self.dev_set = dataset('train', c.augmentation), dataset('dev', None)
+    def dataset(split, augment, **more):
+        return UtteranceDataset(self.corpus, split, self.tokenizer, c.features, augment, c.seed, self.statistics, **more)
+    twice = c.consistency.weight > 0
+    taught = bool(c.teacher.checkpoint) or c.teacher.moving or twice
+    self.train_set = dataset('train', c.augmentation, views=1 + twice, untranscribed=taught)
+    self.dev_set = dataset('dev', None)
 
 # %% ../nbs/17_trainer.ipynb #train-step
 @patch
@@ -152,10 +163,11 @@ def train_step(self: Trainer,
               ) -> dict:          # name → number, per valid output frame
     "One update of the weights"
     t, sums, buffers = self.config.training, {}, [b.clone() for b in self.model.buffers()]
+    self.objective.warm_up(self.update / self.updates_per_epoch)
     frames = int(sum(output_frames(batch.lengths).sum() for batch in window))
     for batch in window:
         batch = batch.to(self.device)
-        teacher = teacher_output(self.teacher, batch, teacher_precision(self.config, self.device))
+        teacher = teacher_output(self.teaching, batch, teacher_precision(self.config, self.device))
         with autocast(self.device, t.precision): student = self.model(batch.features, batch.lengths)
         terms = self.objective(student, teacher, batch.labels, batch.label_lengths, temperature)
         if not sums: sums |= self.gradient_norms(terms, int(student.lengths.sum()))

@@ -71,6 +71,10 @@ def data_sentences(corpus,    # `Corpus`
     found = [*corpus.text_report().splitlines(), *corpus.notes]
     found += [f'Excluded: {len(skipped)} utterances ({"; ".join(f"{i}: {why}" for i, why in skipped)})'
               for skipped in (corpus.skipped, train_set.skipped) if skipped]
+    if n := train_set.untranscribed:
+        found.append(f'{n} training utterances have no transcript: ' + (
+            'they are heard, and have no CTC loss' if train_set.keeps_untranscribed else
+            'they are left out, because nothing but transcripts teaches this run'))
     if n := len(dev_set.unwritable):
         found.append(f'{n} dev utterances hold words that training lacks: they are scored, '
                      'and left out of the dev loss')
