@@ -19,9 +19,6 @@ def tap_logits(model: BiLSTMCTC,
                layer: int           # counted from 0
               ) -> Tensor:          # (B, T', V)
     "What the model's output map makes of one layer's hidden states"
-    if layer >= len(output.hidden) - 1:
-        raise ValueError(f'deep_to_shallow.layer {layer}: a model of {len(output.hidden)} layers, counted from 0, '
-                         'can tap any but its last')
     return model.head(model.dropout(output.hidden[layer])).float()
 
 # %% ../nbs/07b_deep_to_shallow.ipynb #deep-loss

@@ -51,6 +51,14 @@ def _projection(kind, student, teacher):
                                                 f'got {widths[0]} and {widths[1]}; use learned')
     return nn.Identity()
 
+# %% ../nbs/08a_objective.ipynb #check-tap
+def _check_tap(config, student):
+    "ValueError where the layer to be taught is not below another one"
+    deep, there = config.deep_to_shallow, student.settings['num_layers']
+    if deep.weight and deep.layer >= there - 1:
+        raise ValueError(f'deep_to_shallow.layer {deep.layer}: the model has {there} layers, counted from 0, '
+                         'and its last one is the teacher')
+
 # %% ../nbs/08a_objective.ipynb #term-weights
 def _term_weights(config: Config, distilled, matched):
     "The full weight of each term that a run uses"
@@ -73,6 +81,7 @@ class Objective(nn.Module):
                  teacher: nn.Module = None # frozen or moving; None: none
                 ):
         super().__init__()
+        _check_tap(config, student)
         match, self.distilled = config.feature_matching, teacher is not None
         self.config, self.student = config, [student] # in a list, because its weights are not the loss's
         matched = self.distilled and config.loss_weights.gamma > 0 and match.student_layers

@@ -1,0 +1,84 @@
+"The methods within a run: they end as they would have without a stop, and leave other runs what they were."
+
+import pytest, torch
+from conftest import ROOT
+from test_torture import TRAINING, settings
+
+from self_distill import trainer
+from self_distill.checkpoint import load_checkpoint
+from self_distill.config import Config, ConfigError, build_config, config_dict, config_hash
+from self_distill.corpora import load_corpus
+from self_distill.language_model import training_sentences
+from self_distill.records import read_record
+from self_distill.trainer import Trainer
+from self_distill.training import train
+
+METHODS = dict(
+    consistency=dict(consistency=dict(weight=0.2, warmup=1.)),
+    deep_to_shallow=dict(deep_to_shallow=dict(weight=0.3, layer=0), model=dict(num_layers=2, hidden_size=16, conv_channels=16)),
+    moving_teacher=dict(teacher=dict(moving=True, warmup=1.)),
+    voices=dict(augmentation=dict(warp=0.1, time_masks=4, stretch=0.1)),
+)
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv('SELF_DISTILL_ROOT', str(tmp_path))
+    return tmp_path
+
+def short(cache, run, method, **more): return settings(run, cache, training=TRAINING | dict(epochs=2), **method, **more)
+
+@pytest.mark.parametrize('name', METHODS)
+def test_a_stopped_run_ends_as_an_undisturbed_one(name, shared_cache, monkeypatch):
+    train(short(shared_cache, 'whole', METHODS[name]))
+    steps, step = [], Trainer.train_step
+    def stopping(self, window, T):
+        steps.append(1)
+        if len(steps) == 5: raise KeyboardInterrupt # in the second epoch
+        return step(self, window, T)
+    config = short(shared_cache, 'stopped', METHODS[name])
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, 'train_step', stopping)
+        with pytest.raises(KeyboardInterrupt): train(config)
+    train(config)
+    whole, stopped = (load_checkpoint(trainer.root_path(f'models/{run}/checkpoint_last.pt')) for run in ('whole', 'stopped'))
+    for key, value in whole['model'].items(): assert torch.equal(value, stopped['model'][key]), key
+    assert [h['wer'] for h in whole['training']['history']] == [h['wer'] for h in stopped['training']['history']]
+
+@pytest.mark.parametrize('name', METHODS)
+def test_a_method_is_another_experiment_and_its_absence_is_not(name):
+    changed = build_config(METHODS[name])
+    assert build_config(config_dict(changed)) == changed
+    assert config_hash(changed) != config_hash(Config())
+    plain = config_dict(Config())
+    assert 'consistency' not in plain and 'warp' not in plain['augmentation'] and 'moving' not in plain['teacher']
+
+def test_committed_records_keep_their_hash():
+    paths = sorted(ROOT.glob('results/an4_*_f0.json'))
+    assert len(paths) > 5
+    for path in paths:
+        record = read_record(path)
+        assert config_hash(build_config(record.config)) == record.config_hash, path.name
+
+def test_a_moving_teacher_is_no_frozen_one():
+    with pytest.raises(ConfigError, match='moving teacher has no checkpoint'):
+        build_config(dict(teacher=dict(moving=True, checkpoint='a.pt')))
+    with pytest.raises(ConfigError, match='ema_window'): build_config(dict(teacher=dict(moving=True), training=dict(ema_window=0.)))
+
+# speech without transcripts
+
+def test_recordings_without_transcripts_are_heard_by_a_student_alone(shared_cache, capsys):
+    teacher = short(shared_cache, 'quarter', {}); teacher.data.transcribed = 0.25
+    train(teacher)
+    assert 'nothing but transcripts teaches this run' in capsys.readouterr().out
+    student = short(shared_cache, 'student', dict(teacher=dict(checkpoint='models/quarter/checkpoint_best.pt'))); student.data.transcribed = 0.25
+    alone, taught = Trainer(teacher), Trainer(student)
+    assert 0 < len(alone.train_set) < len(taught.train_set)/3 and (alone.train_set.rows.text != '').all()
+    assert list(taught.train_set.rows.id[taught.train_set.rows.text != '']) == list(alone.train_set.rows.id)
+    train(student)
+    assert 'they are heard, and have no CTC loss' in capsys.readouterr().out
+
+def test_the_language_model_does_not_read_hidden_transcripts(shared_cache):
+    config = short(shared_cache, 'lm', {}); config.data.transcribed = 0.25
+    corpus = load_corpus(config.data, config.text, config.features)
+    sentences = training_sentences(corpus, config)
+    assert '' not in sentences and len(sentences) < len(corpus.rows('train'))/3
