@@ -7,11 +7,12 @@ import nbformat, numpy as np, pandas as pd, pytest, torch
 from conftest import ROOT
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from self_distill import corpora, doctor
+from self_distill import an4, doctor
+from self_distill.an4 import download, unpack
 from self_distill.batches import Utterance, UtteranceDataset, collate, epoch_batches, output_frames, too_short
 from self_distill.checkpoint import load_model
 from self_distill.config import ConfigError, DataConfig, FeatureConfig, TextConfig, build_config, config_dict
-from self_distill.corpora import COLUMNS, SPLITS, check_manifest, default_split, download, load_corpus, read_table, unpack
+from self_distill.corpora import COLUMNS, SPLITS, check_manifest, default_split, load_corpus, read_table
 from self_distill.environment import pick_device
 from self_distill.features import read_mfc
 from self_distill.language_model import estimate_arpa, read_sentences
@@ -292,7 +293,7 @@ def sha256(data): return hashlib.sha256(data).hexdigest()
 
 def test_an4_is_downloaded_once_checked_and_read(server, tmp_path, monkeypatch):
     server.content = tarball(sphinx())
-    monkeypatch.setattr(corpora, 'AN4_URL', server.url); monkeypatch.setattr(corpora, 'AN4_SHA256', sha256(server.content))
+    monkeypatch.setattr(an4, 'AN4_URL', server.url); monkeypatch.setattr(an4, 'AN4_SHA256', sha256(server.content))
     for _ in range(2):
         corpus = load_corpus(DataConfig(corpus='an4', cache=str(tmp_path)), TextConfig(), FeatureConfig())
         assert corpus.summary().utterances.to_dict() == dict(train=7, dev=1, test=1) and server.asked == [0]
