@@ -103,10 +103,13 @@ def _choose(self: UtteranceDataset, rows, split, tokenizer):
     self.lengths = [int(n) for n in self.rows.frames] # input frames, before stretching
 
 # %% ../nbs/05_batches.ipynb #stretch
-def _stretch(x, labels, stretch, generator):
-    "`x` at a pace drawn from [1 - stretch, 1 + stretch], unless its labels would no longer fit"
-    if not stretch: return x
-    slow = time_stretch(x, 1 + stretch*(2*torch.rand((), generator=generator).item() - 1))
+def _pace(stretch, generator):
+    "A pace drawn from [1 - stretch, 1 + stretch]"
+    return 1 + stretch*(2*torch.rand((), generator=generator).item() - 1) if stretch else 1
+
+def _stretch(x, labels, pace):
+    "`x` at another pace, unless its labels would no longer fit"
+    slow = time_stretch(x, pace)
     return x if output_frames(len(slow)) < frames_needed(labels) else slow
 
 # %% ../nbs/05_batches.ipynb #warp
@@ -138,10 +141,13 @@ def __getitem__(self: UtteranceDataset, i) -> Utterance:
         clean = self._normalized(self.corpus.read(row))
         return Utterance(row.id, clean, clean, labels, row.text)
     generator = utterance_generator(self.seed, int(self.epoch), row.id)
-    clean = self._normalized(self._voice(row, generator))
-    clean = _stretch(clean, labels, augment.stretch, generator)
-    views = [self._damage(clean, generator) for _ in range(self.views)]
-    return Utterance(row.id, clean, views[0], labels, row.text, *views[1:])
+    voice = self._normalized(self._voice(row, generator))
+    pace = _pace(augment.stretch, generator)
+    clean = _stretch(voice, labels, pace)
+    item = Utterance(row.id, clean, self._damage(clean, generator), labels, row.text)
+    if self.views == 1: return item
+    other = self._normalized(self._voice(row, generator)) if augment.warp else voice
+    return replace(item, second=self._damage(_stretch(other, labels, pace), generator))
 
 # %% ../nbs/05_batches.ipynb #set-epoch
 @patch

@@ -206,14 +206,14 @@ class LossWeights:
 # %% ../nbs/00_config.ipynb #consistency-config
 @dataclass(config=SECTION)
 class ConsistencyConfig:
-    "Two damaged views of an utterance that learn from each other (07a_methods)"
+    "Two damaged views of an utterance that learn from each other (07a_consistency)"
     weight: NonNegative = 0.0        # λ; 0: one view
     warmup: NonNegative = 5.0        # epochs until it is reached
 
 # %% ../nbs/00_config.ipynb #deep-config
 @dataclass(config=SECTION)
 class DeepToShallowConfig:
-    "The last layer teaches an earlier one (07a_methods)"
+    "The last layer teaches an earlier one (07b_deep_to_shallow)"
     weight: Fraction = 0.0           # a; 0: off
     layer: Index = 1                 # the earlier one, counted from 0
     soft: bool = True                # False: the transcript alone teaches it
