@@ -107,9 +107,10 @@ def teacher_sentences(teacher: LoadedModel | None,
                       config: Config # of the student
                      ) -> list: # of sentences; empty without a teacher
     "What the log says of the teacher and of the temperature"
-    if teacher is None: return []
+    if not (teacher or config.teacher.moving): return []
     t, epochs = config.temperature, config.training.epochs
     stages = dict(zip([1, *(m + 1 for m in scaled_milestones(t, epochs))], t.values))
-    return [f'Teacher loaded: {config.teacher.checkpoint}, dev WER {teacher_wer(teacher):.2f} %, '
-            f'{count_parameters(teacher.model):,} parameters',
-            'Temperature ' + ', '.join(f'{T} from epoch {e}' for e, T in stages.items() if e <= epochs)]
+    who = (f'Teacher loaded: {config.teacher.checkpoint}, dev WER {teacher_wer(teacher):.2f} %, '
+           f'{count_parameters(teacher.model):,} parameters' if teacher else
+           f"Teacher: the student's averaged weights, with full weight after {config.teacher.warmup:g} epochs")
+    return [who, 'Temperature ' + ', '.join(f'{T} from epoch {e}' for e, T in stages.items() if e <= epochs)]

@@ -1,7 +1,8 @@
 "The methods within a run: they end as they would have without a stop, and leave other runs what they were."
 
-import pytest, torch
+import pandas as pd, pytest, torch
 from conftest import ROOT
+from pictures import picture_config, write_pictures
 from test_torture import TRAINING, settings
 
 from self_distill import trainer
@@ -82,3 +83,16 @@ def test_the_language_model_does_not_read_hidden_transcripts(shared_cache):
     corpus = load_corpus(config.data, config.text, config.features)
     sentences = training_sentences(corpus, config)
     assert '' not in sentences and len(sentences) < len(corpus.rows('train'))/3
+
+def test_a_manifest_may_leave_transcripts_empty(root):
+    write_pictures(root, utterances=24)
+    table = pd.read_csv(root/'pictures.csv')
+    table.loc[(table.split == 'train') & (table.index % 2 == 0), 'text'] = ''
+    table.to_csv(root/'pictures.csv', index=False)
+    config = picture_config()
+    corpus = load_corpus(config.data, config.text, config.features)
+    assert (corpus.rows('train').text == '').sum() == (table.text[table.split == 'train'] == '').sum() > 3
+    assert len(Trainer(config).train_set) == (corpus.rows('train').text != '').sum()
+    table.loc[table.split == 'dev', 'text'] = ''
+    table.to_csv(root/'pictures.csv', index=False)
+    with pytest.raises(ValueError, match='holds no word'): load_corpus(config.data, config.text, config.features)
