@@ -362,9 +362,9 @@ def _row_text(row, normalize):
     return text
 
 # %% ../nbs/04_corpora.ipynb #row-labels
-def _row_labels(row, tokenizer):
-    "A row's labels; None for a word of dev or test, which training may lack"
-    if row.split == 'train' or tokenizer.kind == 'character': return tokenizer.encode(row.text)
+def _row_labels(row, tokenizer, own):
+    "A row's labels; None for a word that the vocabulary may lack: of dev or test, or of another corpus than its own"
+    if own and row.split == 'train' or tokenizer.kind == 'character': return tokenizer.encode(row.text)
 
 # %% ../nbs/04_corpora.ipynb #row-facts
 LONGEST = 60 # seconds of an utterance
@@ -447,9 +447,9 @@ def _read_texts(manifest, text, keep, tokenizer):
     normalize = normalizer(text)
     manifest, texts = keep(manifest, lambda row: _row_text(row, normalize))
     written, manifest['text'] = manifest.text, texts
-    tokenizer = tokenizer or build_tokenizer(text, manifest.text[manifest.split == 'train'])
+    own, tokenizer = tokenizer is None, tokenizer or build_tokenizer(text, manifest.text[manifest.split == 'train'])
     check_digits(text, tokenizer, written)
-    manifest, _ = keep(manifest, lambda row: _row_labels(row, tokenizer))
+    manifest, _ = keep(manifest, lambda row: _row_labels(row, tokenizer, own))
     return manifest, tokenizer, [(a, b) for a, b in zip(written, texts) if a != b]
 
 # %% ../nbs/04_corpora.ipynb #load-corpus

@@ -118,6 +118,11 @@ def by_split(paths) -> list: # of (split, path), those without a split left out
     exact = [(NAMES[w[0]], p) for p, w in words.items() if len(w) == 1 and w[0] in NAMES and p.name.lower().startswith(f'{w[0]}')]
     return exact or [(NAMES[found[-1]], p) for p, w in words.items() if (found := [x for x in w if x in NAMES])]
 
+# %% ../nbs/04c_formats.ipynb #split-of
+def _split_of(table, path):
+    "A table of one split, where it names none and the name of its file or folder does"
+    return table if 'split' in table or not (named := by_split([path])) else table.assign(split=named[0][0])
+
 # %% ../nbs/04c_formats.ipynb #located
 def located(path, # of a recording, as it is written
             folder # of the table
@@ -129,7 +134,7 @@ def located(path, # of a recording, as it is written
 # %% ../nbs/04c_formats.ipynb #own-table
 def own_table(path: Path, cache=None) -> pd.DataFrame:
     "A table of one's own, or a cut set"
-    table = read_table(path)
+    table = _split_of(read_table(path), path)
     written = [Path(p) for p in table.path]
     if 'id' not in table and not any(p.is_absolute() for p in written):
         part = [f'-{s}' for s in table.start] if 'start' in table else ['']*len(table)
@@ -144,7 +149,7 @@ def _tables(folder): return [p for p in folder.iterdir() if TABLES.search(p.name
 def tables(folder: Path, cache=None) -> pd.DataFrame:
     "The tables in a folder"
     files = _tables(folder)
-    if parts := by_split(files): return pd.concat([own_table(p).assign(split=s) for s, p in parts], ignore_index=True)
+    if parts := by_split(files): return pd.concat([own_table(p) for _, p in parts], ignore_index=True)
     chosen = [p for p in files if p.name.startswith('manifest.')] or files
     if len(chosen) == 1: return own_table(chosen[0])
     raise ValueError(f'{folder}: holds the tables {first_few(p.name for p in files)}; name one of them in data.path')
@@ -177,7 +182,7 @@ def _kaldi(folder):
 
 def kaldi(folder: Path, cache=None) -> pd.DataFrame:
     "Kaldi's data folder, or one with such folders named after splits"
-    if (folder/'wav.scp').is_file(): return _kaldi(folder)
+    if (folder/'wav.scp').is_file(): return _split_of(_kaldi(folder), folder)
     return pd.concat([_kaldi(p).assign(split=s) for s, p in by_split(p.parent for p in folder.glob('*/wav.scp'))], ignore_index=True)
 
 # %% ../nbs/04c_formats.ipynb #librispeech
@@ -204,7 +209,7 @@ def _audio(value, cache):
 def _arrow(folder, cache):
     "One split of a data set, row by row"
     try: from nanoarrow import Array, ArrayStream, ipc
-    except ImportError: raise ValueError(f'{folder}: a data set of Hugging Face; pip install nanoarrow to read it') from None
+    except ImportError: raise ValueError(f'{folder}: a data set of Hugging Face; pip install nanoarrow (the extra formats) to read it') from None
     for name in [f['filename'] for f in json.loads((folder/'state.json').read_text())['_data_files']]:
         with ipc.InputStream.from_path(folder/name) as file:
             for batch in ArrayStream(file):
@@ -277,7 +282,7 @@ FORMATS = { # name: what it looks like, whether a path is that, its reader
     'Kaldi': ('wav.scp and text, in the folder or in train/, dev/, …', lambda p: _any(p, 'wav.scp', '*/wav.scp'), kaldi),
     'Hugging Face': ('state.json, in the folder or in train/, validation/, …', lambda p: _any(p, 'state.json', '*/state.json'), huggingface),
     'glosses': ('train.corpus.csv with id|folder|signer|annotation, and .npy files', lambda p: _any(p, '*.corpus.csv', '*/*/*.corpus.csv'), glosses),
-    'LibriSpeech': ('train-clean-100/<speaker>/<chapter>/*.trans.txt', lambda p: _any(p, '*/*/*/*.trans.txt', '*/*/*/*/*.trans.txt'), librispeech),
+    'LibriSpeech': ('train-clean-100/<speaker>/<chapter>/*.trans.txt', lambda p: _any(p, '*/*/*.trans.txt', '*/*/*/*.trans.txt'), librispeech),
     'tables': ('train.tsv, dev.tsv, … (Common Voice), manifest.csv or one table', lambda p: bool(_tables(p)), tables)}
 
 def recognize(path: Path) -> str: # a key of `FORMATS`
