@@ -27,8 +27,9 @@ from .environment import autocast, environment, pick_device
 from .greedy import greedy_decode
 from .loss import hard_loss
 from .metrics import count_errors, error_rate
-from .model import BiLSTMCTC, build_model, count_parameters
+from .model import BiLSTMCTC, count_parameters
 from .objective import Objective
+from .own_model import new_model
 from .records import now
 from .schedule import learning_rate_at, temperature_at
 from .teacher import (is_teacher, load_teacher, teacher_entry, teacher_output, teacher_precision,
@@ -93,7 +94,7 @@ class Trainer:
         self.folder, self.log = root_path(config.checkpoints.folder)/config.run, TrainingLog(config.run)
         self._load_data()
         torch.manual_seed(config.seed)
-        self.model = build_model(config.model, self.corpus.input_size, len(self.tokenizer)).to(self.device)
+        self.model = new_model(config.model, self.corpus.input_size, len(self.tokenizer)).to(self.device)
         batches = math.ceil(len(self.train_set) / t.batch_size)
         self.updates_per_epoch = math.ceil(batches / t.gradient_accumulation_steps)
         self.updates = self.updates_per_epoch * t.epochs
