@@ -171,7 +171,7 @@ class TeacherConfig:
     checkpoint: Optional[str] = None # None: no frozen teacher
     moving: bool = False             # the student's own averaged weights teach it
     warmup: NonNegative = 0.0        # epochs until a moving teacher has its full weight
-    own: Optional[str] = None        # 'my_module:my_teacher', a function that returns a model of yours (16a_own_teacher)
+    own: Optional[str] = None        # 'my_module:my_teacher', a function that returns a model of yours (15a_own_teacher)
     log_probs: Optional[str] = None  # a folder of stored log-probabilities, <id>.npy
 
     @model_validator(mode='after')
