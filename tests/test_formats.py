@@ -167,6 +167,7 @@ def test_a_model_is_evaluated_on_a_corpus_it_has_never_seen(root):
         changed(root, [('new-train-0', 'test')])
         evaluate(best, 'test', overrides=another, why='test', show=False) # other contents under the same name
         assert len(names()) == 3 and 'form' in names()
+        with pytest.raises(ValueError, match="manifest: split 'dev' holds no utterance"): evaluate(best, 'dev', overrides=another)
         changed(root, [('new-train-0', 'test'), ('train-1', 'test')])
         with pytest.raises(ValueError, match=r'has heard 1 test utterances \(train-1\) of manifest'): evaluate(best, 'test', overrides=another)
         write(root/'other.csv', ['path,text,split', 'audio/new-train-0.wav,größe,test'])
