@@ -81,8 +81,8 @@ def _with_dev(table, source):
     names = set(sorted(set(train[_unit(train)]))[7::8])
     if 'dev' in set(split) or not names: return split
     drawn = train.index[train[_unit(train)].isin(names)]
-    warnings.warn(f'{source}: has no dev split: every eighth training {dict(id="utterance").get(_unit(train), "speaker")}, '
-                  f'{len(drawn)} utterances in all, is dev; give a dev split to choose otherwise', stacklevel=4)
+    warnings.warn(f'{source}: has no dev split: every eighth training {dict(id="utterance").get(_unit(train), "speaker")} is '
+                  f'dev ({len(drawn)} of {len(train)} utterances); give a dev split to choose otherwise', stacklevel=4)
     return split.mask(split.index.isin(drawn), 'dev')
 
 # %% ../nbs/04_corpora.ipynb #durations

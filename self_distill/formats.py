@@ -92,7 +92,7 @@ def _json_table(path):
         except json.JSONDecodeError as e: raise ValueError(f'{path}, line {n}: not JSON ({e}); write an object on each line') from None
         if row is None: continue
         if not isinstance(row, dict): raise ValueError(f'{path}, line {n}: {line[:40]!r} is no JSON object; write one on each line')
-        rows += _supervisions(row, f'{path}, line {n}') if 'supervisions' in row else [row]
+        rows += _supervisions(row, f'{path}, line {n}') if {'supervisions', 'tracks'} & set(row) else [row]
     if not rows: raise ValueError(f'{path}: holds no utterance')
     return pd.DataFrame(rows, dtype=object)
 

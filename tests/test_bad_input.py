@@ -7,7 +7,7 @@ import nbformat, numpy as np, pandas as pd, pytest, torch
 from conftest import ROOT
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from self_distill import an4, doctor
+from self_distill import an4, doctor, mboshi
 from self_distill.an4 import download, unpack
 from self_distill.batches import Utterance, UtteranceDataset, collate, epoch_batches, output_frames, too_short
 from self_distill.checkpoint import load_model
@@ -299,6 +299,24 @@ def test_an4_is_downloaded_once_checked_and_read(server, tmp_path, monkeypatch):
         corpus = load_corpus(DataConfig(corpus='an4', cache=str(tmp_path)), TextConfig(), FeatureConfig())
         assert corpus.summary().utterances.to_dict() == dict(train=7, dev=1, test=1) and server.asked == [0]
     assert not [p for p in tmp_path.iterdir() if 'part' in p.name or p.name.startswith('.an4.')]
+
+def test_mboshi_is_downloaded_once_checked_and_read(server, tmp_path, monkeypatch):
+    names = [f'train/{"abc"[n % 3]}_2015_{n}' for n in range(20)] + ['dev/a_2015_20', 'dev/b_2015_21']
+    files = [(f'mboshi-83c5b42/{mboshi.NAME}/{name}{suffix}', content) for n, name in enumerate(names) for suffix, content in
+             (('.wav', P.stored('WAV', 1, seed=[5, n])), ('.mb.cleaned', f'wó twεrε {"yá "*n}\n'.encode()), ('.fr', b'une phrase'))]
+    server.content = tarball([*files, (f'mboshi-83c5b42/{mboshi.NAME}/all/x.wav', b'not wanted')])
+    monkeypatch.setattr(mboshi, 'MBOSHI_URL', server.url)
+    def load(): return load_corpus(DataConfig(corpus='mboshi', cache=str(tmp_path)), TextConfig(alphabet='train'), FeatureConfig())
+    with pytest.raises(ValueError, match='mboshi.tar.gz: cannot be unpacked .*are not those of http.*delete the archive'): load()
+    assert not (tmp_path/'mboshi').exists()
+    monkeypatch.setattr(mboshi, 'MBOSHI_CONTENT', content_of_files(files))
+    for _ in range(2): assert load().summary().utterances.to_dict() == dict(train=18, dev=2, test=2)
+    assert server.asked == [0] and not list(tmp_path.rglob('*.fr')) and not list(tmp_path.rglob('x.wav'))
+
+def content_of_files(files):
+    "What `content_of` must say of the archive's files"
+    lines = [f'{"/".join(name.split("/")[2:])} {sha256(content)}\n' for name, content in sorted(files) if not name.endswith('.fr')]
+    return sha256(''.join(lines).encode())
 
 def test_a_download_goes_on_where_it_broke_off(server, tmp_path):
     server.content, server.broken, path = os.urandom(100000), 30000, tmp_path/'x'

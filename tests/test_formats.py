@@ -1,11 +1,11 @@
 "Every form in which a corpus may come: made small, trained for an epoch, and evaluated by a model that has never seen it."
-import gzip, json, os, sys
+import gzip, json, subprocess, sys
 from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, soundfile
-from conftest import environment, tool
+from conftest import environment
 
-from self_distill import an4, mboshi
+from self_distill import experiments, mboshi
 from self_distill.config import DataConfig, FeatureConfig, TextConfig, build_config
 from self_distill.corpora import SPLITS, load_corpus
 from self_distill.evaluate import evaluate
@@ -141,3 +141,79 @@ def test_a_corpus_of_this_form_trains_for_an_epoch(form, root):
             assert np.allclose(soundfile.read(row.path)[0], wave(u), atol=2e-4)
     record = train(config)
     assert [d.split for d in record.decodes] == ['dev'] and np.isfinite(record.epochs[0]['train/loss'])
+
+def changed(folder, rows):
+    "A CSV file of the recordings of `own_csv`: (id, split)"
+    write(folder/'other.csv', ['id,path,text,split', *(f'{u},audio/{u}.wav,{SAID[u]},{s}' for u, s in rows)])
+    return folder/'other.csv'
+
+@pytest.mark.filterwarnings('ignore:.*speakers')
+def test_a_model_is_evaluated_on_a_corpus_it_has_never_seen(root):
+    config = settings(own_csv(root)/'own.csv')
+    train(config)
+    best, another = 'models/form/checkpoint_best.pt', ['data.corpus=manifest', f'data.path={root}/other.csv']
+    def names(): return sorted(p.stem for p in (root/'root/results').glob('*.json'))
+    evaluate(best, 'test', overrides=['data.corpus=manifest', f'data.path={root}'], why='test', show=False)
+    assert names() == ['form'] # the corpus that it was trained on, by whatever path
+    for u, seed in (('train-0', 50), ('test-0', 51)):
+        soundfile.write(root/f'audio/new-{u}.wav', 0.1*np.random.default_rng(seed).normal(size=12000), 16000)
+        SAID[f'new-{u}'] = 'stop'
+    try:
+        changed(root, [('new-train-0', 'test'), ('new-test-0', 'test')])
+        evaluate(best, 'test', overrides=another, why='test', show=False)
+        [other] = [n for n in names() if n != 'form']
+        assert other.startswith('form_on_other_') and len(read_record(f'results/{other}.json').utterances['test']) == 2
+        evaluate(best, 'test', overrides=another, why='test', show=False) # again: the same record
+        changed(root, [('new-train-0', 'test')])
+        evaluate(best, 'test', overrides=another, why='test', show=False) # other contents under the same name
+        assert len(names()) == 3 and 'form' in names()
+        with pytest.raises(ValueError, match="manifest: split 'dev' holds no utterance"): evaluate(best, 'dev', overrides=another)
+        changed(root, [('new-train-0', 'test'), ('train-1', 'test')])
+        with pytest.raises(ValueError, match=r'has heard 1 test utterances \(train-1\) of manifest'): evaluate(best, 'test', overrides=another)
+        write(root/'other.csv', ['path,text,split', 'audio/new-train-0.wav,größe,test'])
+        with pytest.raises(ValueError, match=r"'audio/new-train-0': 'ß'.*'ö'.*outside the vocabulary"): evaluate(best, 'test', overrides=another)
+        changed(root, [('new-train-0', 'test')])
+        with pytest.raises(ValueError, match="no utterance of split 'train'"): train(settings(root/'other.csv', run='test_only'))
+    finally:
+        for u in ('new-train-0', 'new-test-0'): del SAID[u]
+
+def test_where_the_user_stands_is_known_to_the_notebook(root, monkeypatch):
+    called = {}
+    class Stop(Exception): pass
+    def popen(command, **more): called.update(more['env']); raise Stop
+    monkeypatch.setattr(experiments.subprocess, 'Popen', popen)
+    (root/'here').mkdir(); monkeypatch.chdir(root/'here')
+    with pytest.raises(Stop): experiments.run_notebook('30_train', root/'out.ipynb', {})
+    assert called['SELF_DISTILL_FROM'] == str(root/'here')
+    code = ('import os, sys; os.chdir("/"); from self_distill.corpora import find_corpus, data_path; from self_distill.config import DataConfig;'
+            'print(find_corpus("recordings:mine").__name__, data_path(DataConfig(path="own.csv"), "a file"))')
+    own_module(root/'here')
+    monkeypatch.undo()
+    done = subprocess.run([sys.executable, '-c', code], env=environment(Path(mboshi.__file__).parent.parent, SELF_DISTILL_FROM=called['SELF_DISTILL_FROM']), capture_output=True, text=True)
+    assert done.stdout.split() == ['mine', str(root/'here/own.csv')], done.stderr
+
+def kaldi_command(folder): kaldi(folder); write(folder/'data/dev/wav.scp', ['tape-dev sph2pipe -f wav x.sph |']); return folder/'data'
+def kaldi_without_text(folder): kaldi(folder); write(folder/'data/dev/text', ['other go']); return folder/'data'
+def two_tables(folder): own_csv(folder, name='a.csv'); own_csv(folder, name='b.csv'); return folder
+def lhotse_padded(folder): write(folder/'cuts.jsonl', [json.dumps(dict(id='p', type='MixedCut', tracks=[]))]); return folder
+def part_outside(folder):
+    audio(folder, 'train-0')
+    write(folder/'m.csv', ['path,text,split,start,duration', 'train-0.wav,go,train,0.5,0.5'])
+    return folder
+def nothing(folder): (folder/'empty').mkdir(); return folder/'empty'
+
+@pytest.mark.parametrize('make, words', [
+    (kaldi_command, "wav.scp: 'sph2pipe .*is a command; write its audio"), (kaldi_without_text, "no text of 'dev-0'"), (two_tables, 'holds the tables a.csv, b.csv; name one'),
+    (lhotse_padded, "cut 'p' is not a part of one file.*save_audios"), (part_outside, 'lasts 0.75 s, and 0.50 to 1.00 s are asked for'),
+    (nothing, 'no corpus of a known form. Known are table: .*Kaldi: .*LibriSpeech: '), (lambda f: f/'nowhere', 'nowhere.*nowhere: no such folder or file; data.path must be')])
+def test_what_is_no_corpus_is_told_so(make, words, root):
+    with pytest.raises(ValueError, match=words):
+        load_corpus(DataConfig(corpus='manifest', path=str(make(root).relative_to(root))), TextConfig(), FeatureConfig())
+
+@pytest.mark.skipif(not REAL.is_dir(), reason='Mboshi is not at ../shared/data/mboshi')
+def test_mboshi_is_what_it_was():
+    assert mboshi.content_of(REAL) == mboshi.MBOSHI_CONTENT
+    table = mboshi.mboshi(DataConfig(path=str(REAL.parent)), FeatureConfig())
+    assert table.split.value_counts().to_dict() == dict(train=4155, dev=461, test=514) and table.speaker.nunique() == 3
+    train, other = (set(table.text[(table.split == 'train') == yes]) for yes in (True, False))
+    assert not train & other and len(set(''.join(train))) == 32
