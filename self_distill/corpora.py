@@ -20,7 +20,7 @@ import numpy as np, pandas as pd, soundfile, torch
 from fastcore.basics import patch
 from filelock import FileLock
 
-from .config import DataConfig, FeatureConfig, TextConfig, atomic_write, root_path
+from .config import DataConfig, FeatureConfig, TextConfig, _refuse_special, atomic_write, root_path
 from .demo import demo_corpus
 from .features import CEPSTRA, FRAMES_PER_SECOND, add_deltas, corpus_statistics, log_mel, mfcc, read_audio, read_mfc
 from .text import build_tokenizer, check_digits, normalizer
@@ -69,12 +69,6 @@ def audio_header(path) -> tuple: # seconds and Hz; NaN where the file does not s
     try: info = soundfile.info(path)
     except (soundfile.SoundFileError, RuntimeError): return np.nan, np.nan
     return (info.duration, info.samplerate) if info.samplerate >= 2000 else (np.nan, np.nan) # `read_audio` refuses it
-
-# %% ../nbs/04_corpora.ipynb #refuse-special
-def _refuse_special(path, wanted):
-    "Refuse what could be waited for or read without end"
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise ValueError(f'{path}: is a folder, a pipe or a device; give {wanted}')
 
 # %% ../nbs/04_corpora.ipynb #read-array
 def _array_fault(x):
@@ -135,10 +129,7 @@ def compute_features(path,                    # recording or feature file
 # %% ../nbs/04_corpora.ipynb #store
 def store(file: Path, array):
     "Write `array` to `file` so that a reader finds all of it or nothing"
-    try:
-        with atomic_write(file, 'wb', durable=False) as whole: np.save(whole, array)
-    except OSError as e:
-        raise OSError(f'{file}: the cache cannot be written ({e}); make room, or change data.cache') from e
+    with atomic_write(file, 'wb', durable=False) as whole: np.save(whole, array)
 
 # %% ../nbs/04_corpora.ipynb #feature-cache
 CACHE_FORMAT = 2 # raised when the features' definition changes
