@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from .config import (Config, _refuse_special, _sync_folder, atomic_write, build_config, config_dict, root_path,
-                                 writing)
+from .config import (Config, _sync_folder, atomic_write, build_config, config_dict, refuse_special,
+                                 root_path, writing)
 from .model import BiLSTMCTC
 from .text import Tokenizer
 
@@ -129,7 +129,7 @@ def _existing(path):
     "The absolute path of a checkpoint that is there"
     path = root_path(path)
     if path.is_file(): return path
-    _refuse_special(path, 'a file, such as checkpoint_best.pt', CheckpointError)
+    refuse_special(path, 'a file, such as checkpoint_best.pt', CheckpointError)
     there, first = ', '.join(sorted(p.name for p in path.parent.glob('*.pt'))), 'self-distill train --config …'
     remedy = f'its folder holds {there}' if there else f'train the run that makes it first ({first})'
     raise CheckpointError(f'{path}: no such checkpoint; {remedy}')

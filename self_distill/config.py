@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SECTION', 'Positive', 'NonNegative', 'Fraction', 'Count', 'Index', 'Seed', 'find_root', 'root_path', 'WriteError',
-           'writing', 'check_writable', 'atomic_write', 'locked', 'at_most', 'DataConfig', 'TextConfig',
-           'FeatureConfig', 'AugmentConfig', 'ModelConfig', 'TeacherConfig', 'FeatureMatchingConfig', 'LossWeights',
-           'TemperatureConfig', 'CTCLossConfig', 'OptimizerConfig', 'TrainingConfig', 'MemoryConfig',
+           'writing', 'check_writable', 'atomic_write', 'locked', 'refuse_special', 'at_most', 'DataConfig',
+           'TextConfig', 'FeatureConfig', 'AugmentConfig', 'ModelConfig', 'TeacherConfig', 'FeatureMatchingConfig',
+           'LossWeights', 'TemperatureConfig', 'CTCLossConfig', 'OptimizerConfig', 'TrainingConfig', 'MemoryConfig',
            'CheckpointConfig', 'Milestone', 'MonitoringConfig', 'Config', 'valid_keys', 'nearest_key', 'dotted',
            'ConfigError', 'build_config', 'read_config_file', 'apply_override', 'load_config', 'config_dict',
            'config_hash']
@@ -112,7 +112,7 @@ def locked(path: Path # file that the block changes; its folder is made
         with FileLock(path.with_name(f'.{path.name}.lock')): yield
 
 # %% ../nbs/00_config.ipynb #refuse-special
-def _refuse_special(path, wanted, error=ValueError):
+def refuse_special(path, wanted, error=ValueError):
     "Refuse what could be waited for or read without end"
     if os.path.exists(path) and not os.path.isfile(path):
         raise error(f'{path}: is a folder, a pipe or a device; give {wanted}')
@@ -417,7 +417,7 @@ def _similar_file(path):
 # %% ../nbs/00_config.ipynb #read-text
 def _read_text(path):
     "The text of a config file"
-    _refuse_special(path, 'a YAML file', ConfigError)
+    refuse_special(path, 'a YAML file', ConfigError)
     try: return path.read_text(encoding='utf-8-sig')
     except FileNotFoundError: raise ConfigError(f'{path}: no such config file; {_similar_file(path)}') from None
     except (OSError, UnicodeDecodeError) as e: raise ConfigError(f'{path}: cannot be read as UTF-8 text: {e}') from None

@@ -20,7 +20,7 @@ import numpy as np, pandas as pd, soundfile, torch
 from fastcore.basics import patch
 from filelock import FileLock
 
-from .config import DataConfig, FeatureConfig, TextConfig, _refuse_special, atomic_write, root_path
+from .config import DataConfig, FeatureConfig, TextConfig, atomic_write, check_writable, refuse_special, root_path
 from .demo import demo_corpus
 from .features import CEPSTRA, FRAMES_PER_SECOND, add_deltas, corpus_statistics, log_mel, mfcc, read_audio, read_mfc
 from .text import build_tokenizer, check_digits, normalizer
@@ -149,7 +149,7 @@ def file(self: FeatureCache,
     try: status = os.stat(path)
     except (OSError, ValueError):
         raise ValueError(f'{path}: no such file; check the path and the folder it is relative to') from None
-    _refuse_special(path, 'a recording or a feature file')
+    refuse_special(path, 'a recording or a feature file')
     s = self.settings
     key = [CACHE_FORMAT, os.path.abspath(path), status.st_size, status.st_mtime_ns, s.kind, s.sample_rate, s.n_mels]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
@@ -379,7 +379,7 @@ def demo(data: DataConfig, features: FeatureConfig) -> pd.DataFrame:
 # %% ../nbs/04_corpora.ipynb #lines
 def _lines(path):
     "The lines of a text file that are not blank, with their numbers"
-    _refuse_special(path, 'a text file')
+    refuse_special(path, 'a text file')
     try: text = Path(path).read_text(encoding='utf-8-sig')
     except FileNotFoundError:
         raise ValueError(f'{path}: no such file; '
@@ -489,7 +489,7 @@ def download(url,    # http or https
             ) -> Path: # of the file
     "Fetch a file, going on where an earlier attempt broke off, and check that it is the one that is meant"
     path, part = Path(path), Path(f'{path}.part')
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(path.parent)
     with FileLock(f'{path}.lock'):
         if not path.exists(): _complete(url, path, part)
         file = path if path.exists() else part
@@ -559,7 +559,7 @@ def default_split(manifest: pd.DataFrame # with `id` and `speaker`
 # %% ../nbs/04_corpora.ipynb #csv-rows
 def _csv_rows(path):
     "The rows of a CSV file that are not empty, with their numbers"
-    _refuse_special(path, 'a CSV file')
+    refuse_special(path, 'a CSV file')
     try:
         with open(path, newline='', encoding='utf-8-sig') as file:
             return [(n, row) for n, row in enumerate(csv.reader(file, strict=True), 1) if row]

@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 from kaldingram.train import NgramCounts
 
-from .config import Config, _refuse_special, atomic_write, find_root, root_path
+from .config import Config, atomic_write, find_root, refuse_special, root_path
 from .corpora import Corpus
 from .text import Tokenizer, check_digits, normalizer
 
@@ -79,7 +79,7 @@ def estimate_arpa(sentences,  # of str, normalized as the recognizer's labels ar
 # %% ../nbs/19_language_model.ipynb #opened
 def _opened(path, mode='rb', **text):
     "A language model or text file, opened; gzipped ones are unpacked"
-    _refuse_special(path, 'a file')
+    refuse_special(path, 'a file')
     with open(path, 'rb') as file: packed = file.read(2) == b'\x1f\x8b'
     return (gzip.open if packed else open)(path, mode, **text)
 

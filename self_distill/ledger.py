@@ -12,7 +12,7 @@ from typing import Annotated
 import pandas as pd
 from pydantic import Field, ValidationError
 
-from .config import _refuse_special, locked, root_path
+from .config import locked, refuse_special, root_path
 from .environment import Section, git_state
 from .records import RecordError, json_line, now
 
@@ -61,7 +61,7 @@ def read_ledger(path=LEDGER # a relative path starts at the repository's root
                ) -> pd.DataFrame: # one row per reading, oldest first; empty where nothing was read yet
     "All readings of test sets, checked line by line; RecordError names a damaged line"
     path = root_path(path)
-    _refuse_special(path, 'the file of a ledger', RecordError)
+    refuse_special(path, 'the file of a ledger', RecordError)
     lines = path.read_text(encoding='utf-8').split('\n') if path.exists() else ['']
     rows = []
     for number, line in enumerate(lines[:-1], 1): # a line that is being written has no end yet
