@@ -140,7 +140,10 @@ def run_notebook(name: str,       # '30_train'
                                text=True, encoding='utf-8', preexec_fn=None if os.name == 'nt' else end_with_parent)
     with _passing_on(lambda number: _stop_kernel(process, number)):
         last, code = _show(process.stderr), process.wait()
-    if code: raise RuntimeError(notebook_error(output) or f'papermill ended with exit code {code}: {last}; see {output}')
+    if not code: return
+    if error := notebook_error(output): raise RuntimeError(error)
+    check_writable(output.parent) # papermill itself has failed: on a full disk?
+    raise RuntimeError(f'papermill ended with exit code {code}: {last}; see {output}')
 
 # %% ../nbs/26_experiments.ipynb #run-one-steps
 def _locks(run):

@@ -306,6 +306,7 @@ def small_disk(folder, size):
     try: yield
     finally: subprocess.run(['umount', '-l', folder], check=True)
 
+@pytest.mark.disk
 @pytest.mark.skipif(sys.platform != 'linux', reason='mounts a file system')
 @pytest.mark.parametrize('what, folder', [('save', 'models/student'), ('log', 'logs')])
 def test_a_full_disk_costs_nothing_that_was_written(what, folder, spawn, root, undisturbed, shared_cache):
@@ -330,6 +331,7 @@ PLACES = dict( # what writes: its folder, and a function of the root
     notebook=('logs/x', lambda root: run_notebook('30_train', root/'logs/x/train.ipynb', {})),
     figure=('thesis_figures', lambda root: save_figure(plt.figure(), 'loss', None)))
 
+@pytest.mark.disk
 @pytest.mark.skipif(sys.platform != 'linux', reason='mounts a file system')
 @pytest.mark.parametrize('state', ['full', 'read-only'])
 @pytest.mark.parametrize('place', PLACES)
