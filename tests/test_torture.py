@@ -221,7 +221,8 @@ def test_many_kills(spawn, undisturbed, shared_cache, tmp_path_factory, capsys):
         root, chance = with_teacher(folder/str(number), undisturbed), random.Random(f'{seed} {number}')
         config = student(shared_cache, training=TRAINING | dict(workers=number % 2))
         while True:
-            kill = chance.uniform(0, undisturbed[1]) if chance.random() < 0.5 else (chance.choice(sorted(MOMENTS)), chance.randint(1, 8))
+            moment, count = chance.choice(sorted(MOMENTS)), chance.randint(1, 8)
+            kill = chance.uniform(0, undisturbed[1]) if chance.random() < 0.5 else (moment, 1 if moment == 'rewinding' else count)
             code = train_until(spawn, root, config, kill)
             starts[number] += 1
             if code == 0: return assert_equal_runs(root, undisturbed[0])
