@@ -27,7 +27,7 @@ test: $(STAMP) ## all tests, every notebook's included (WORKERS=2 at a time)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 torture: $(STAMP) ## the long tests too: runs killed and resumed many times
-	$(BIN)/python -m pytest -m torture
+	$(BIN)/python -m pytest -m "torture or disk"
 
 figures: $(STAMP) ## draw every figure and table again from results/, without training
 	$(BIN)/self-distill figures

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from filelock import FileLock
 
-from .config import DataConfig, FeatureConfig, root_path
+from .config import DataConfig, FeatureConfig, check_writable, root_path
 from .corpora import COLUMNS, data_path, first_few, read_lines
 
 # %% ../nbs/04a_an4.ipynb #read-transcription
@@ -120,7 +120,7 @@ def download(url,    # http or https
             ) -> Path: # of the file
     "Fetch a file, going on where an earlier attempt broke off, and check that it is the one that is meant"
     path, part = Path(path), Path(f'{path}.part')
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(path.parent)
     with FileLock(f'{path}.lock'):
         if not path.exists(): _complete(url, path, part)
         file = path if path.exists() else part

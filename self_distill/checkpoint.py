@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from .config import Config, _sync_folder, atomic_write, build_config, config_dict, root_path
+from .config import (Config, _sync_folder, atomic_write, build_config, config_dict, refuse_special,
+                                 root_path, writing)
 from .own_model import model_from
 from .text import Tokenizer
 
@@ -21,7 +22,7 @@ from .text import Tokenizer
 FORMAT = 1 # number of the layout above
 
 class CheckpointError(RuntimeError):
-    "A checkpoint that cannot be written or used; the message names the file and the remedy"
+    "A checkpoint that cannot be used; the message names the file and the remedy"
 
 # %% ../nbs/11_checkpoint.ipynb #feed
 def _feed(digest, value):
@@ -53,23 +54,14 @@ def content_hash(payload: dict # a checkpoint; its own `sha256` is left out
     "SHA-256 over a checkpoint's content"
     return weights_hash({k: v for k, v in payload.items() if k != 'sha256'})
 
-# %% ../nbs/11_checkpoint.ipynb #write-error
-def _write_error(path, error):
-    "What to do where a checkpoint could not be written"
-    kept = 'the previous one is intact' if Path(path).exists() else 'nothing was left behind'
-    return CheckpointError(f'{path}: could not be written ({error}); {kept}. Free disk space or choose another '
-                           'checkpoints.folder, then run again: it resumes')
-
 # %% ../nbs/11_checkpoint.ipynb #save-checkpoint
 def save_checkpoint(payload: dict, # tensors, numbers, strings, lists and dictionaries
                     path           # the file; replaced in one step
                    ) -> str:       # its content hash
-    "Write a checkpoint whole or not at all, with its format and hash"
+    "Write a checkpoint whole or not at all, with its format and hash (WriteError)"
     payload = {'format': FORMAT, **payload}
     payload['sha256'] = content_hash(payload)
-    try:
-        with atomic_write(path, 'wb') as file: torch.save(payload, file)
-    except (OSError, RuntimeError) as e: raise _write_error(path, e) from e
+    with writing(path, RuntimeError), atomic_write(path, 'wb') as file: torch.save(payload, file)
     return payload['sha256']
 
 # %% ../nbs/11_checkpoint.ipynb #remove-unfinished
@@ -90,8 +82,9 @@ def copy_checkpoint(source, # a checkpoint
     try: os.link(source, temporary)
     except OSError: save_checkpoint(load_checkpoint(source), path)
     else:
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        with writing(path):
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
 
 # %% ../nbs/11_checkpoint.ipynb #is-intact
 def _is_intact(path):
@@ -136,7 +129,7 @@ def _existing(path):
     "The absolute path of a checkpoint that is there"
     path = root_path(path)
     if path.is_file(): return path
-    if path.is_dir(): raise CheckpointError(f'{path}: is a folder; name a file in it, such as checkpoint_best.pt')
+    refuse_special(path, 'a file, such as checkpoint_best.pt', CheckpointError)
     there, first = ', '.join(sorted(p.name for p in path.parent.glob('*.pt'))), 'self-distill train --config …'
     remedy = f'its folder holds {there}' if there else f'train the run that makes it first ({first})'
     raise CheckpointError(f'{path}: no such checkpoint; {remedy}')

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['SECTION', 'Positive', 'NonNegative', 'Fraction', 'Share', 'Count', 'Index', 'Seed', 'ADDED', 'find_root', 'root_path',
-           'atomic_write', 'check_writable', 'DataConfig', 'TextConfig', 'FeatureConfig', 'AugmentConfig',
-           'ModelConfig', 'TeacherConfig', 'FeatureMatchingConfig', 'LossWeights', 'ConsistencyConfig',
-           'DeepToShallowConfig', 'TemperatureConfig', 'CTCLossConfig', 'OptimizerConfig', 'TrainingConfig',
-           'MemoryConfig', 'CheckpointConfig', 'Milestone', 'MonitoringConfig', 'Config', 'valid_keys', 'nearest_key',
-           'dotted', 'ConfigError', 'build_config', 'read_config_file', 'apply_override', 'load_config', 'config_dict',
-           'config_hash']
+           'WriteError', 'writing', 'atomic_write', 'locked', 'refuse_special', 'check_writable', 'at_most',
+           'DataConfig', 'TextConfig', 'FeatureConfig', 'AugmentConfig', 'ModelConfig', 'TeacherConfig',
+           'FeatureMatchingConfig', 'LossWeights', 'ConsistencyConfig', 'DeepToShallowConfig', 'TemperatureConfig',
+           'CTCLossConfig', 'OptimizerConfig', 'TrainingConfig', 'MemoryConfig', 'CheckpointConfig', 'Milestone',
+           'MonitoringConfig', 'Config', 'valid_keys', 'nearest_key', 'dotted', 'ConfigError', 'build_config',
+           'read_config_file', 'apply_override', 'load_config', 'config_dict', 'config_hash']
 
 # %% ../nbs/00_config.ipynb #imports
 import difflib, hashlib, json, os, tempfile
@@ -18,6 +18,7 @@ from dataclasses import asdict, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
 
+from filelock import FileLock
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 from ruamel.yaml import YAML
@@ -46,6 +47,24 @@ def root_path(path # a relative path starts at the root
     "`path` as an absolute path"
     return find_root()/Path(path).expanduser()
 
+# %% ../nbs/00_config.ipynb #write-error
+class WriteError(OSError):
+    "What cannot be written; the message names it and the remedy"
+
+# %% ../nbs/00_config.ipynb #writing
+@contextmanager
+def writing(path,   # file or folder that the block writes
+            *errors # what a library raises, besides OSError, where it cannot write
+           ):
+    "WriteError where the block cannot write `path`"
+    try: yield
+    except WriteError: raise
+    except (OSError, *errors) as e:
+        cause = e if isinstance(e, OSError) else e.__context__ # torch hides what the system has said
+        why = getattr(cause, 'strerror', None) or e
+        raise WriteError(f'{path}: cannot be written ({why}); make room on its disk, change its permissions, or choose '
+                         'another place (checkpoints.folder, data.cache, SELF_DISTILL_ROOT)') from e
+
 # %% ../nbs/00_config.ipynb #sync-folder
 def _sync_folder(folder):
     "Force a rename to the disk, where the system can"
@@ -60,30 +79,43 @@ def atomic_write(path, # file to replace; its folder is made
                  mode='w', # or 'wb'
                  durable: bool = True # force it to the disk; False for what can be computed again, such as a cache
                 ): # an open file
-    "A file that takes the place of `path` when the block ends, and leaves nothing behind when it fails"
+    "A file that takes the place of `path` when the block ends, and leaves nothing behind when it fails (WriteError)"
     path = Path(path)
     temporary = path.with_name(f'.{path.name}.{os.urandom(4).hex()}.tmp')
     text = {} if 'b' in mode else dict(encoding='utf-8', newline='\n')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(temporary, mode, **text) as file:
-            yield file
-            file.flush()
-            if durable: os.fsync(file.fileno())
-        os.replace(temporary, path)
-        if durable: _sync_folder(path.parent)
-    finally: temporary.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, mode, **text) as file:
+                yield file
+                file.flush()
+                if durable: os.fsync(file.fileno())
+            os.replace(temporary, path)
+            if durable: _sync_folder(path.parent)
+        finally: temporary.unlink(missing_ok=True)
+
+# %% ../nbs/00_config.ipynb #locked
+@contextmanager
+def locked(path: Path # file that the block changes; its folder is made
+          ):
+    "Keep other processes from changing `path`; WriteError where it cannot be written"
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f'.{path.name}.lock')): yield
+
+# %% ../nbs/00_config.ipynb #refuse-special
+def refuse_special(path, wanted, error=ValueError):
+    "Refuse what could be waited for or read without end"
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise error(f'{path}: is a folder, a pipe or a device; give {wanted}')
 
 # %% ../nbs/00_config.ipynb #check-writable
 def check_writable(folder: Path # made where it is not there
                   ):
-    "OSError, with the remedy, where a folder cannot be written"
-    try:
+    "WriteError where a folder cannot be written"
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file: file.write(b'x')
-    except OSError as e:
-        raise OSError(f'{folder.name}/ cannot be written ({e.strerror}); make room, change its permissions, '
-                      'or set SELF_DISTILL_ROOT to a folder that can be written') from None
 
 # %% ../nbs/00_config.ipynb #section
 SECTION = ConfigDict(extra='forbid', allow_inf_nan=False) # of every section: no unknown keys, no NaN, no infinity
@@ -97,6 +129,11 @@ Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
+# %% ../nbs/00_config.ipynb #at-most
+def at_most(most: int, least: int = 1):
+    "The type of a whole number between two bounds"
+    return Annotated[int, Field(ge=least, le=most)]
+
 # %% ../nbs/00_config.ipynb #data-config
 @dataclass(config=SECTION)
 class DataConfig:
@@ -105,7 +142,7 @@ class DataConfig:
     path: Optional[str] = None       # its folder or file, from where the command is given or else from the root
     protocol: str = 'official'       # how it is split: official | folds (an4)
     fold: Index = 0                  # which fold is tested, for protocol folds
-    utterances: Count = 600          # size of the demo corpus
+    utterances: at_most(50_000) = 600 # size of the demo corpus
     seed: Seed = 0                   # seed of the demo corpus
     cache: str = 'cache'             # folder of computed features
     allow_leaks: bool = False        # go on where test data were heard in training; the record says so
@@ -127,17 +164,17 @@ class TextConfig:
 class FeatureConfig:
     "What one frame (10 ms) of input is"
     kind: Literal['log_mel', 'mfcc', 'precomputed'] = 'log_mel'
-    sample_rate: Count = 16000       # Hz; audio of another rate is resampled
-    n_mels: Count = 80
+    sample_rate: at_most(384_000, 2000) = 16000 # Hz; audio of another rate is resampled
+    n_mels: at_most(1024, 4) = 80
     normalization: Literal['utterance', 'corpus', 'none'] = 'utterance'
 
 # %% ../nbs/00_config.ipynb #augment-config
 @dataclass(config=SECTION)
 class AugmentConfig:
     "SpecAugment, noise and stretching, drawn by (seed, epoch, utterance)"
-    frequency_masks: Index = 2
+    frequency_masks: at_most(1000, 0) = 2
     frequency_width: Index = 27      # bins at most
-    time_masks: Index = 2
+    time_masks: at_most(1000, 0) = 2
     time_width: Index = 40           # frames of 10 ms at most
     time_fraction: Fraction = 0.2    # share of the frames that all time masks together may cover
     noise: NonNegative = 0.0         # standard deviation of Gaussian noise on normalised features
@@ -149,9 +186,9 @@ class AugmentConfig:
 @dataclass(config=SECTION)
 class ModelConfig:
     "The CTC recognizer"
-    num_layers: Count = 4            # bidirectional LSTM layers
-    hidden_size: Count = 256         # units a direction
-    conv_channels: Count = 960       # of each of the two convolutions
+    num_layers: at_most(64) = 4      # bidirectional LSTM layers
+    hidden_size: at_most(8192) = 256 # units a direction
+    conv_channels: at_most(16_384) = 960 # of each of the two convolutions
     dropout: Fraction = 0.1          # after each layer
     attention_heads: Index = 0       # of a self-attention layer over the last LSTM layer; 0: none
     own: Optional[str] = None        # a class of yours in its place, 'my_module:MyModel' (06a_own_model)
@@ -264,14 +301,14 @@ class OptimizerConfig:
 @dataclass(config=SECTION)
 class TrainingConfig:
     "Epochs, batches and the step"
-    epochs: Count = 80
-    batch_size: Count = 24           # utterances of a micro-batch
-    gradient_accumulation_steps: Count = 3 # micro-batches of one update
+    epochs: at_most(100_000) = 80
+    batch_size: at_most(10_000) = 24 # utterances of a micro-batch
+    gradient_accumulation_steps: at_most(10_000) = 3 # micro-batches of one update
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     gradient_clip: Positive = 1.0    # largest norm of the gradient, whose unit is nats per output frame
     ema_window: NonNegative = 1.0    # epochs; 0 switches averaged weights off
     precision: Literal['float32', 'bfloat16', 'float16'] = 'float32' # of matrix products; CTC is always float32
-    workers: Index = 0               # processes that read data
+    workers: at_most(256, 0) = 0     # processes that read data
     gradient_norms_every: Index = 50 # updates between two measurements of each term's gradient; 0: never
     initial_checkpoint: Optional[str] = None # weights to start from (16b_fine_tuning)
 
@@ -313,7 +350,7 @@ class Config:
     run: Annotated[str, Field(pattern=r'^[A-Za-z0-9][\w.\-]*$', max_length=100)] = 'demo_baseline'
     seed: Seed = 0                   # of weights, order, masks and dropout
     device: str = 'auto'             # auto | cpu | cuda | cuda:1 | mps
-    threads: Index = 0               # CPU threads; 0: torch's own choice
+    threads: at_most(1024, 0) = 0    # CPU threads; 0: torch's own choice
     data: DataConfig = field(default_factory=DataConfig)
     text: TextConfig = field(default_factory=TextConfig)
     features: FeatureConfig = field(default_factory=FeatureConfig)
@@ -420,6 +457,7 @@ def _similar_file(path):
 # %% ../nbs/00_config.ipynb #read-text
 def _read_text(path):
     "The text of a config file"
+    refuse_special(path, 'a YAML file', ConfigError)
     try: return path.read_text(encoding='utf-8-sig')
     except FileNotFoundError: raise ConfigError(f'{path}: no such config file; {_similar_file(path)}') from None
     except (OSError, UnicodeDecodeError) as e: raise ConfigError(f'{path}: cannot be read as UTF-8 text: {e}') from None

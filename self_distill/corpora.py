@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'SPLITS', 'UNKNOWN', 'OTHER_NAMES', 'CACHE_FORMAT', 'CORPORA', 'LONGEST', 'ENDS', 'GENERATED', 'first_few',
-           'check_manifest', 'default_split', 'complete', 'file_kinds', 'audio_header', 'refuse_special', 'read_lines',
-           'read_array', 'compute_features', 'store', 'FeatureCache', 'Corpus', 'user_folder', 'own_code',
-           'find_corpus', 'data_path', 'content_hash', 'shared_recordings', 'load_corpus', 'demo', 'fingerprint',
-           'training_data', 'heard']
+           'check_manifest', 'default_split', 'complete', 'file_kinds', 'audio_header', 'read_lines', 'read_array',
+           'compute_features', 'store', 'FeatureCache', 'Corpus', 'user_folder', 'own_code', 'find_corpus', 'data_path',
+           'content_hash', 'shared_recordings', 'load_corpus', 'demo', 'fingerprint', 'training_data', 'heard']
 
 # %% ../nbs/04_corpora.ipynb #imports
 import csv, difflib, hashlib, json, os, sys, warnings
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, soundfile, torch
 from fastcore.basics import patch
 
-from .config import DataConfig, FeatureConfig, TextConfig, atomic_write, root_path
+from .config import DataConfig, FeatureConfig, TextConfig, atomic_write, check_writable, refuse_special, root_path
 from .demo import demo_corpus
 from .features import CEPSTRA, FRAMES_PER_SECOND, add_deltas, corpus_statistics, log_mel, mfcc, read_audio, read_mfc
 from .text import build_tokenizer, check_digits, normalizer
@@ -130,12 +129,6 @@ def audio_header(path) -> tuple: # seconds and Hz; NaN where the file does not s
     except (soundfile.SoundFileError, RuntimeError): return np.nan, np.nan
     return (info.duration, info.samplerate) if info.samplerate >= 2000 else (np.nan, np.nan) # `read_audio` refuses it
 
-# %% ../nbs/04_corpora.ipynb #refuse-special
-def refuse_special(path, wanted):
-    "Refuse what could be waited for or read without end"
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise ValueError(f'{path}: is a folder, a pipe or a device; give {wanted}')
-
 # %% ../nbs/04_corpora.ipynb #read-lines
 def read_lines(path,
                wanted='a text file' # what it should be, for a message
@@ -206,10 +199,7 @@ def compute_features(path,                    # recording or feature file
 # %% ../nbs/04_corpora.ipynb #store
 def store(file: Path, array):
     "Write `array` to `file` so that a reader finds all of it or nothing"
-    try:
-        with atomic_write(file, 'wb', durable=False) as whole: np.save(whole, array)
-    except OSError as e:
-        raise OSError(f'{file}: the cache cannot be written ({e}); make room, or change data.cache') from e
+    with atomic_write(file, 'wb', durable=False) as whole: np.save(whole, array)
 
 # %% ../nbs/04_corpora.ipynb #feature-cache
 CACHE_FORMAT = 2 # raised when the features' definition changes

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np, pandas as pd, soundfile, torch, torchaudio
 from fastcore.basics import patch
 
+from .config import writing
+
 # %% ../nbs/03_demo.ipynb #rules
 def _rules(text):
     "Rules by name"
@@ -184,17 +186,21 @@ def write_demo(folder,         # an existing one
     for row in plan.itertuples():
         wave = speak(row.text, row.speaker, row.rate, row.pitch)
         wave = torchaudio.functional.resample(wave, speak.rate, SAMPLE_RATE)
-        soundfile.write(folder/f'{row.id}.flac', add_room_noise(wave, row.snr, generator).numpy(), SAMPLE_RATE)
+        path, noisy = folder/f'{row.id}.flac', add_room_noise(wave, row.snr, generator)
+        with writing(path, soundfile.LibsndfileError): soundfile.write(path, noisy.numpy(), SAMPLE_RATE)
         seconds.append(len(wave)/SAMPLE_RATE)
-    plan.assign(path=plan.id + '.flac', duration=seconds).to_csv(folder/'manifest.csv', index=False)
+    manifest = plan.assign(path=plan.id + '.flac', duration=seconds)
+    with writing(folder/'manifest.csv'): manifest.to_csv(folder/'manifest.csv', index=False)
 
 # %% ../nbs/03_demo.ipynb #run-apart
 def _run_apart(code):
     "Run Python code in a fresh process that finds the same packages"
     path = dict(PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
     done = subprocess.run([sys.executable, '-c', code], env=os.environ | path, capture_output=True, text=True)
-    if done.returncode: raise RuntimeError(f'the demo corpus could not be spoken (exit {done.returncode}); '
-                                           f'is espeakng-loader installed?\n{done.stderr[-2000:]}')
+    if done.returncode:
+        *_, why = ('', *done.stderr.strip().splitlines())
+        raise RuntimeError(f'the demo corpus could not be spoken (exit {done.returncode}): {why} '
+                           '(`self-distill doctor` tries eSpeak NG and the disk)')
 
 # %% ../nbs/03_demo.ipynb #speak-apart
 def _speak_apart(folder, utterances, seed):
@@ -216,7 +222,8 @@ def demo_corpus(cache,          # the folder to keep it in
     "The manifest of the synthetic corpus, which is spoken first where it is not in the cache"
     plan_hash = hashlib.sha256(plan_demo(utterances, seed).to_csv().encode()).hexdigest()[:8]
     folder = Path(cache)/f'demo-{utterances}-{seed}-{plan_hash}'
-    if not (folder/'manifest.csv').exists(): _speak_apart(folder, utterances, seed)
+    if not (folder/'manifest.csv').exists():
+        with writing(folder): _speak_apart(folder, utterances, seed)
     manifest = pd.read_csv(folder/'manifest.csv')
     manifest['path'] = [str(folder/p) for p in manifest.path]
     return manifest[['id', 'path', 'text', 'split', 'speaker', 'duration']]

@@ -63,14 +63,21 @@ def package_versions() -> dict: # name → version, 'python' first
     return found
 
 # %% ../nbs/12_environment.ipynb #pick-device
-def pick_device(name: str = 'auto' # auto | cpu | cuda | cuda:1 | mps
+def _how_many(kind): # devices of a kind, as torch sees them
+    return dict(cpu=lambda: 1, cuda=torch.cuda.device_count, mps=lambda: int(torch.backends.mps.is_available()))[kind]()
+
+def pick_device(name: str = 'auto',        # auto | cpu | cuda | cuda:1 | mps
+                precision: str = 'float32' # of the training: float32 | bfloat16 | float16
                ) -> torch.device:
     "The device that a config names; a ValueError says what to choose where this machine lacks it"
-    if name == 'auto': return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    try: device = torch.device(name)
-    except RuntimeError: raise ValueError(f'device {name!r}: choose auto, cpu, cuda, cuda:1 or mps') from None
-    if device.type == 'cuda' and not torch.cuda.is_available():
-        raise ValueError(f'device {name!r}: this machine shows torch no CUDA GPU; choose auto or cpu')
+    if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
+    try: device, count = torch.device(name), _how_many(torch.device(name).type)
+    except (RuntimeError, KeyError):
+        raise ValueError(f'device {name!r}: choose auto, cpu, cuda, cuda:1 or mps') from None
+    if (device.index or 0) >= count:
+        raise ValueError(f'device {name!r}: torch sees {count} of this kind here; choose auto or cpu')
+    if (device.type, precision) == ('cpu', 'float16'):
+        raise ValueError("training.precision 'float16' needs a GPU; on a CPU choose 'bfloat16' or 'float32'")
     return device
 
 # %% ../nbs/12_environment.ipynb #autocast

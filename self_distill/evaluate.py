@@ -17,14 +17,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
-from filelock import FileLock
 from scipy.special import log_softmax
 from torch.nn.utils.rnn import pad_sequence
 
 from .batches import output_frames
 from .beam_search import ENGINES, BeamDecoder
 from .checkpoint import LoadedModel, save_checkpoint
-from .config import Config, DataConfig, apply_override, build_config, config_dict, config_hash, root_path
+from .config import (Config, DataConfig, apply_override, build_config, config_dict, config_hash, locked,
+                                 root_path)
 from .corpora import Corpus, fingerprint, heard, load_corpus, store
 from .ensemble import checkpoint_name, load_average, load_ensemble, open_model
 from .environment import pick_device
@@ -146,9 +146,7 @@ class Opened:
 
     def keep(self, change): # a function from a record to a record
         "Change the record as it is on disk now, and write it; other processes wait"
-        path = record_path(self.record.run, self.folder)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f'.{path.name}.lock')):
+        with locked(record_path(self.record.run, self.folder)):
             self.record = change(open_record(self.loaded, self.data, self.folder, self.another))
             write_record(self.record, self.folder)
 

@@ -19,13 +19,14 @@ from filelock import FileLock, Timeout
 
 import self_distill
 from .checkpoint import load_checkpoint, weights_hash
-from .config import config_dict, config_hash, dotted, root_path
+from .config import check_writable, config_dict, config_hash, dotted, root_path
 from .corpora import user_folder
 from .ensemble import numbered_checkpoints
 from .environment import end_with_parent
 from .evaluate import Greedy, add_figure_arrays, evaluate, evaluate_ensemble, is_recorded
 from .plan import PlanError, Run, load_plan
 from .records import Record, read_record, record_path
+from .training_log import read_numbers
 
 # %% ../nbs/26_experiments.ipynb #recorded
 LOCAL = 'run', 'device', 'threads', 'data.path', 'data.cache', 'teacher', 'checkpoints', 'monitoring' # not in the hash
@@ -103,17 +104,18 @@ def _stop_kernel(papermill, number):
 def notebook_error(output # an executed notebook
                   ) -> str: # the error's text; empty where no cell has failed
     "What the failed cell of an executed notebook says"
-    if not Path(output).exists(): return ''
-    cells = json.loads(Path(output).read_text(encoding='utf-8'))['cells']
+    try: cells = json.loads(Path(output).read_text(encoding='utf-8'))['cells']
+    except (OSError, ValueError): return '' # it was not written, or not to its end
     errors = [o for c in cells for o in c.get('outputs', []) if o['output_type'] == 'error']
     return errors[-1]['evalue'] if errors else ''
 
 def _show(lines):
-    "Print a log up to a traceback, and read the rest"
-    shown = True
+    "Print a log up to a traceback, and read the rest; the last line"
+    shown, line = True, ''
     for line in lines:
         shown = shown and 'Traceback (most recent call last)' not in line
         if shown: print(line, end='', file=sys.stderr, flush=True)
+    return line.strip()
 
 # %% ../nbs/26_experiments.ipynb #run-notebook
 def notebook_path(name: str # '30_train'
@@ -127,10 +129,10 @@ def notebook_path(name: str # '30_train'
 def run_notebook(name: str,       # '30_train'
                  output,          # executed copy to write
                  parameters: dict # values for its `parameters` cell
-                ) -> int:         # papermill's exit code
-    "Execute a notebook with papermill; SIGINT and SIGTERM are passed on to its kernel"
+                ):
+    "Execute a notebook with papermill; SIGINT and SIGTERM are passed on; RuntimeError where it fails"
     path, output = notebook_path(name), Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(output.parent)
     output.unlink(missing_ok=True)
     command = [sys.executable, '-m', 'papermill', path, output, '--kernel', 'python3', '--log-output', '--no-progress-bar',
                '--cwd', path.parent, '-y', json.dumps(parameters)]
@@ -138,8 +140,11 @@ def run_notebook(name: str,       # '30_train'
     process = subprocess.Popen([str(c) for c in command], start_new_session=True, env=here, stderr=subprocess.PIPE,
                                text=True, encoding='utf-8', preexec_fn=None if os.name == 'nt' else end_with_parent)
     with _passing_on(lambda number: _stop_kernel(process, number)):
-        _show(process.stderr)
-        return process.wait()
+        last, code = _show(process.stderr), process.wait()
+    if not code: return
+    if error := notebook_error(output): raise RuntimeError(error)
+    check_writable(output.parent) # papermill itself has failed: on a full disk?
+    raise RuntimeError(f'papermill ended with exit code {code}: {last}; see {output}')
 
 # %% ../nbs/26_experiments.ipynb #run-one-steps
 def _locks(run):
@@ -150,7 +155,7 @@ def _locks(run):
 def _alone(run):
     "Hold a run; wait while another process works on it, or a training goes on that has outlived its call"
     here, trainer = _locks(run)
-    for path in (here, trainer): path.parent.mkdir(parents=True, exist_ok=True)
+    for path in (here, trainer): check_writable(path.parent)
     with FileLock(here):
         with FileLock(trainer): pass
         yield
@@ -181,8 +186,7 @@ def run_one(path,         # the plan
         if not has_weights(run):
             if run.teacher and not has_weights(runs[run.teacher]): run_one(path, run.teacher, overrides, weights=True)
             parameters = dict(config=str(root_path(run.file)), overrides=list(run.overrides))
-            code = run_notebook('30_train', log/'train.ipynb', parameters)
-            if code: raise RuntimeError(notebook_error(log/'train.ipynb') or f'training ended with exit code {code}; {log} says why')
+            run_notebook('30_train', log/'train.ipynb', parameters)
         if steps_left(run, recorded(run)): _decode(run)
     return recorded(run)
 
@@ -194,9 +198,8 @@ def _is_held(path):
 
 def _progress(run):
     "The dev WER of each epoch so far, percent, from the log of the training"
-    path = root_path('logs')/run.name/'metrics.jsonl'
-    lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
-    return [json.loads(line)['val/wer'] for line in lines if '"val/wer"' in line and line.endswith('}')]
+    rows, _ = read_numbers(root_path('logs')/run.name/'metrics.jsonl')
+    return [row['val/wer'] for row in rows if 'val/wer' in row]
 
 def status_table(runs: dict # of `load_plan`
                 ) -> pd.DataFrame:
@@ -240,7 +243,7 @@ for number, (run, teachers) in enumerate(config["after"].items()):
 def _new_call(path, overrides, runs, left, devices, jobs):
     "A new folder with the rules, and with what their jobs must know"
     folder = root_path('runs/experiments')/Path(path).stem/f'{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}'
-    folder.mkdir(parents=True)
+    check_writable(folder)
     after = {name: [teacher] if (teacher := runs[name].teacher) in left else [] for name in left}
     call = dict(root=str(root_path('.')), plan=str(root_path(path)), overrides=list(overrides), runs=list(runs),
                 devices=list(devices), jobs=jobs, after=after)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, soundfile
 
-from .config import DataConfig, FeatureConfig, atomic_write, root_path
-from .corpora import COLUMNS, OTHER_NAMES, SPLITS, data_path, first_few, read_lines, refuse_special, user_folder
+from .config import DataConfig, FeatureConfig, atomic_write, refuse_special, root_path
+from .corpora import COLUMNS, OTHER_NAMES, SPLITS, data_path, first_few, read_lines, user_folder
 
 # %% ../nbs/04c_formats.ipynb #names
 KNOWN = [*COLUMNS, 'start'] # seconds in a longer recording

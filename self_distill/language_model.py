@@ -16,9 +16,9 @@ from pathlib import Path
 import pandas as pd
 from kaldingram.train import NgramCounts
 
-from .config import Config, atomic_write, find_root, root_path
+from .config import Config, atomic_write, find_root, refuse_special, root_path
 from .corpora import Corpus
-from .text import Tokenizer, normalizer
+from .text import Tokenizer, check_digits, normalizer
 
 # %% ../nbs/19_language_model.ipynb #count-ngrams
 RESERVED = {'<s>', '</s>', '<unk>'} # words of the ARPA format
@@ -79,6 +79,7 @@ def estimate_arpa(sentences,  # of str, normalized as the recognizer's labels ar
 # %% ../nbs/19_language_model.ipynb #opened
 def _opened(path, mode='rb', **text):
     "A language model or text file, opened; gzipped ones are unpacked"
+    refuse_special(path, 'a file')
     with open(path, 'rb') as file: packed = file.read(2) == b'\x1f\x8b'
     return (gzip.open if packed else open)(path, mode, **text)
 
@@ -86,10 +87,11 @@ def _opened(path, mode='rb', **text):
 def model_format(path    # of an ARPA file, plain or gzipped, or a KenLM binary
                 ) -> str: # 'arpa' or 'binary'
     "What kind of language model `path` is; anything else is refused"
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'{path}: no such language model. Correct the path, or make one with `self-distill lm`')
     try:
         with _opened(path) as file: start = file.read(200)
+    except FileNotFoundError:
+        raise FileNotFoundError(f'{path}: no such language model. Correct the path, or make one with '
+                                '`self-distill lm`') from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as e: start = str(e).encode()
     if start.startswith(b'mmap lm '): return 'binary'
     if start.lstrip().startswith(b'\\data\\'): return 'arpa'
@@ -181,16 +183,23 @@ def sentence_overlap(training, # sentences the model was estimated from
     return sum(' '.join(s.split()) in known for s in held_out)
 
 # %% ../nbs/19_language_model.ipynb #read-text
-def read_sentences(path,          # a UTF-8 text file, plain or gzipped, one sentence a line
-                   normalize=None # function from str to str, as for the corpus's transcripts
-                  ) -> list:      # of str, without empty ones
-    "The sentences of a text file, normalized"
+def read_sentences(path     # a UTF-8 text file, plain or gzipped, one sentence a line
+                  ) -> list: # of str as they are written, without empty ones
+    "The sentences of a text file"
     try:
         with _opened(path, 'rt', encoding='utf-8') as file: lines = file.read().splitlines()
     except (OSError, UnicodeDecodeError) as e:
         raise ValueError(f'{path} cannot be read as UTF-8 text for the language model: {e}') from None
-    sentences = [normalize(line) if normalize else ' '.join(line.split()) for line in lines]
-    return [s for s in sentences if s]
+    return [' '.join(line.split()) for line in lines if line.strip()]
+
+# %% ../nbs/19_language_model.ipynb #normalized
+def _normalized(path, corpus, config):
+    "The sentences of a text file as the corpus's labels are written; digits are checked as in transcripts"
+    written = read_sentences(path)
+    try:
+        check_digits(config.text, corpus.tokenizer, written)
+        return [s for s in map(normalizer(config.text), written) if s]
+    except ValueError as e: raise ValueError(f'{path}: {e}') from None
 
 # %% ../nbs/19_language_model.ipynb #training-sentences
 def training_sentences(corpus: Corpus,
@@ -198,7 +207,7 @@ def training_sentences(corpus: Corpus,
                        extra_text=()   # text files, one sentence a line
                       ) -> list:       # of str
     "The only text a language model is estimated from: the training split, and the sentences of the files"
-    more = [s for file in extra_text for s in read_sentences(root_path(file), normalizer(config.text))]
+    more = [s for file in extra_text for s in _normalized(root_path(file), corpus, config)]
     return [*filter(None, corpus.rows('train').text), *more]
 
 # %% ../nbs/19_language_model.ipynb #language-model-path

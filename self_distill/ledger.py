@@ -10,10 +10,9 @@ import os
 from typing import Annotated
 
 import pandas as pd
-from filelock import FileLock
 from pydantic import Field, ValidationError
 
-from .config import root_path
+from .config import locked, refuse_special, root_path
 from .environment import Section, git_state
 from .records import RecordError, json_line, now
 
@@ -49,8 +48,7 @@ def append_ledger(run: str,    # whose hypotheses were scored
     reading = Reading(time=now(), run=run, what=what, corpus=corpus, config_hash=config_hash, why=why,
                       revision=git_state().revision)
     path = root_path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f'.{path.name}.lock')), open(path, 'a+b') as file:
+    with locked(path), open(path, 'a+b') as file:
         file.seek(0)
         _mend(file)
         file.write((json_line(reading.model_dump()) + '\n').encode())
@@ -63,10 +61,12 @@ def read_ledger(path=LEDGER # a relative path starts at the repository's root
                ) -> pd.DataFrame: # one row per reading, oldest first; empty where nothing was read yet
     "All readings of test sets, checked line by line; RecordError names a damaged line"
     path = root_path(path)
-    lines = path.read_text(encoding='utf-8').split('\n')[:-1] if path.exists() else [] # a line that is being written has no end yet
+    refuse_special(path, 'the file of a ledger', RecordError)
+    lines = path.read_text(encoding='utf-8').split('\n') if path.exists() else ['']
     rows = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines[:-1], 1): # a line that is being written has no end yet
         try: rows.append(Reading.model_validate_json(line).model_dump())
         except ValidationError as e:
-            raise RecordError(f'{path}, line {number}: {e.errors()[0]["msg"]}; restore the ledger with git and append the missing lines') from None
+            raise RecordError(f'{path}, line {number}: {e.errors()[0]["msg"]}; '
+                              'restore the ledger with git and append the missing lines') from None
     return pd.DataFrame(rows, columns=list(Reading.model_fields))

@@ -15,7 +15,8 @@ from typing import Annotated, Any, Optional
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from .config import Config, ConfigError, config_hash, load_config, read_config_file, root_path
+from .beam_search import WIDEST
+from .config import Config, ConfigError, at_most, config_hash, load_config, read_config_file, root_path
 from .evaluate import DEFAULTS, Beam, Greedy, SearchedBeam
 from .teacher import describe_split, heard_test_speakers
 
@@ -31,7 +32,7 @@ class BeamSearch(Part):
     "A beam search; its values are searched on dev where none is given (or the word `search` stands)"
     lm_weight: Optional[float] = None
     word_bonus: Optional[float] = None
-    beam_width: Optional[Annotated[int, Field(ge=1)]] = None
+    beam_width: Optional[at_most(WIDEST)] = None
     order: Annotated[int, Field(ge=1, le=6)] = 3 # longest n-gram of the language model, words
     extra_text: list[str] = []                   # text files for the language model, one sentence a line
 
@@ -51,7 +52,7 @@ class Shared(Part):
     "Keys that a plan, a group or a row may have; the innermost counts"
     config: Optional[str] = None                       # YAML file of the run
     overrides: dict[str, Any] = {}                     # dotted settings
-    runs: Optional[Annotated[int, Field(ge=1)]] = None # seeds (of each fold); None: one, with no number in its name
+    runs: Optional[at_most(1000)] = None               # seeds (of each fold); None: one, with no number in its name
     folds: Optional[Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]] = None
     decoders: Optional[dict[str, BeamSearch]] = None # besides greedy
     ensemble: Optional[Annotated[list[int], Field(min_length=2)]] = None # epochs whose probabilities are averaged

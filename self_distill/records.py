@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from .config import Config, atomic_write, config_dict, config_hash, find_root, root_path
+from .config import Config, atomic_write, config_dict, config_hash, find_root, refuse_special, root_path
 from .environment import Device, Git, Section, environment
 from .metrics import PARTS, count_errors, error_rate
 
@@ -322,6 +322,7 @@ def read_record(path # JSON file; a relative path starts at the repository's roo
                ) -> Record:
     "A record, checked field by field; RecordError where it is missing or damaged"
     path = root_path(path)
+    refuse_special(path, 'the file of a record', RecordError)
     try: return Record.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise RecordError(f'{path.name}: no such record in {path.parent}; '

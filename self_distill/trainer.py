@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from .batches import UtteranceDataset, collate, epoch_batches, output_frames, too_short
 from .checkpoint import copy_checkpoint, load_checkpoint, remove_unfinished, save_checkpoint
-from .config import Config, build_config, config_dict, dotted, root_path
+from .config import Config, build_config, config_dict, dotted, root_path, writing
 from .corpora import load_corpus, training_data
 from .environment import autocast, environment, pick_device
 from .fine_tuning import start_from
@@ -90,7 +90,7 @@ def averaged_model(model: torch.nn.Module,
 class Trainer:
     "A run: data, model, teacher, loss, optimizer, and where training stands"
     def __init__(self, config: Config):
-        self.config, self.device, t = config, pick_device(config.device), config.training
+        self.config, self.device, t = config, pick_device(config.device, config.training.precision), config.training
         if config.threads: torch.set_num_threads(config.threads)
         self.folder, self.log = root_path(config.checkpoints.folder)/config.run, TrainingLog(config.run)
         self._load_data()
@@ -438,11 +438,12 @@ def _stop(self: Trainer, name):
 @contextmanager
 def locked(self: Trainer):
     "Keep other processes from the run's folder, and remove what a killed one was writing"
-    self.folder.mkdir(parents=True, exist_ok=True)
-    try: held = FileLock(self.folder/'.lock').acquire(timeout=0)
-    except Timeout:
-        raise TrainingError(f'{self.folder}: another process is training this run; wait for it, '
-                            'or give this one another name (run=…)') from None
+    with writing(self.folder):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try: held = FileLock(self.folder/'.lock').acquire(timeout=0)
+        except Timeout:
+            raise TrainingError(f'{self.folder}: another process is training this run; wait for it, '
+                                'or give this one another name (run=…)') from None
     with held:
         remove_unfinished(self.folder)
         yield
@@ -483,7 +484,6 @@ def fit(self: Trainer):
             if not resumed: self.save()
             self._train_epochs(stops)
     except OSError as e:
-        raise TrainingError(f'{e}; make room on the disk that holds {self.folder} and {self.log.folder}, or mend '
-                            'what the message names. What was saved is intact, and the same command resumes') from e
+        raise TrainingError(f'{e}. What was saved is intact; when this is mended, the same command resumes') from e
     except torch.OutOfMemoryError as e:
         raise TrainingError(f'out of memory: {e}. Remedy: {REMEDIES["out of memory"]}') from e

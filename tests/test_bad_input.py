@@ -20,6 +20,7 @@ from self_distill.language_model import estimate_arpa, read_sentences
 from self_distill.ledger import append_ledger
 from self_distill.records import add_decode, make_decode, read_record
 from self_distill.text import Tokenizer, normalize_text
+from self_distill.trainer import Trainer
 
 def page():
     "What the page's code defines, its tables left out"
@@ -48,6 +49,11 @@ def damaged_cache(folder):
 
 def one_speaker_less(files):
     for n, line in ((P.LIST, 'clstk/s7/an-s7\n'), (P.TEXTS, '<s> GO ON </s> (an-s7)\n')): P.replaced(n, line, '')(files)
+
+def extra_digits(folder):
+    table = 'path,text,split\na.flac,один,train\nb.flac,один,dev\nc.flac,один,test\n'
+    corpus = P.corpus(folder, table, text=TextConfig(alphabet='train'))
+    return P.training_sentences(corpus, P.Config(), [written(folder/'more.txt', 'нажмите 1')])
 
 def archive_numbers(): file = io.BytesIO(); np.savez(file, x=np.zeros((5, 20))); return file.getvalue()
 
@@ -102,7 +108,24 @@ MORE = [
     ('config: an override of an unknown key', lambda f: P.config(f, 'seed: 1', 'training.epoch=3'), "'training.epoch=3'", '`training.epochs`'),
     ('config: an override of another type', lambda f: P.config(f, 'seed: 1', 'seed=one'), '`seed`', "'one'"),
     ('config: unknown device', lambda f: pick_device('gpu'), "device 'gpu'", 'cpu'),
-    ('checkpoint: a folder', lambda f: load_model(f), 'is a folder; name a file in it'),
+    *([] if torch.backends.mps.is_available() else [('config: no Apple GPU', lambda f: pick_device('mps'), "device 'mps'", 'torch sees 0', 'choose auto or cpu')]),
+    ('config: float16 on a CPU, at the door', lambda f: Trainer(build_config(dict(device='cpu', training=dict(precision='float16')))), 'training.precision', "choose 'bfloat16'"),
+    *((f'config: {key} = {value}', lambda f, key=key, value=value: P.config(f, '{}', f'{key}={value}'), f'`{key}` = {value}', 'Input should be')
+      for key, value in (('threads', 5000), ('features.sample_rate', 10**7), ('features.sample_rate', 1), ('features.n_mels', 10**5), ('data.utterances', 10**6),
+                         ('augmentation.time_masks', 10**7), ('augmentation.frequency_masks', 10**7), ('model.num_layers', 1000), ('model.hidden_size', 10**6),
+                         ('model.conv_channels', 10**6), ('training.epochs', 10**7), ('training.batch_size', 10**6), ('training.workers', 1000),
+                         ('training.gradient_accumulation_steps', 10**6))),
+    ('config: a device for a file', lambda f: P.load_config('/dev/zero'), '/dev/zero', 'a pipe or a device'),
+    ('config: extends a pipe', lambda f: os.mkfifo(f/'d.yaml') or P.config(f, 'extends: d.yaml'), 'd.yaml', 'a pipe or a device'),
+    ('plan: a pipe', lambda f: os.mkfifo(f/'p.yaml') or P.load_plan('p.yaml'), 'p.yaml', 'a pipe or a device'),
+    ('plan: a beam of a million', lambda f: P.plan(f, 'runs: 2', 'decoders: {beam: {beam_width: 1000000}}'), 'beam_width', 'less than or equal to 100000'),
+    ('plan: a billion runs', lambda f: P.plan(f, 'runs: 2', 'runs: 1000000000'), '`groups.main.runs`', 'less than or equal to 1000'),
+    ('language model: a pipe', lambda f: os.mkfifo(f/'x.arpa') or P.decoder(f/'x.arpa'), 'x.arpa', 'a pipe or a device'),
+    ('language model: a folder', lambda f: P.decoder(f), 'is a folder, a pipe or a device'),
+    ('language model: digits of an added text in English', extra_digits, 'more.txt', "'нажмите 1' would be spelled in English"),
+    ('record: a ledger that is a pipe', lambda f: os.mkfifo(f/'l.jsonl') or P.read_ledger(f/'l.jsonl'), 'l.jsonl', 'a pipe or a device'),
+    ('command line: a thousand workers', lambda f: P.command(f, 'evaluate-beam', '--checkpoint', 'x.pt', '--workers', '1000'), 'exit code 2', '--workers', '256'),
+    ('checkpoint: a folder', lambda f: load_model(f), 'is a folder, a pipe or a device; give a file'),
     ('language model: a text file', lambda f: P.decoder(P.arpa(f, lambda t: 'hello\n' * 99)), 'lm.arpa', 'not a language model'),
     ('language model: binary without words', lambda f: P.decoder(written(f/'lm.bin', BINARY)), 'lm.bin', 'unigrams='),
     ('language model: of nothing', lambda f: estimate_arpa(['', ' '], 2, f/'lm.arpa'), 'empty'),
@@ -392,4 +415,4 @@ def test_the_doctor_names_a_folder_that_cannot_be_written(monkeypatch, tmp_path)
     monkeypatch.setenv('SELF_DISTILL_ROOT', str(tmp_path))
     (tmp_path/'logs').write_text('a file')
     finding = next(f for f in doctor.examine() if f.subject == 'disk')
-    assert finding.state == 'missing' and finding.text.startswith('logs/ cannot be written')
+    assert finding.state == 'missing' and 'logs: cannot be written' in finding.text

@@ -1,5 +1,6 @@
 "Plans: what they refuse, and what is left of them when they are killed, stopped, or moved to a fresh clone."
 import os, shutil, signal, subprocess, sys, time
+from contextlib import suppress
 
 import psutil, pytest
 from conftest import ROOT, environment
@@ -42,7 +43,11 @@ def new_root(folder, cache):
 @pytest.fixture
 def root(tmp_path, shared_cache, monkeypatch):
     monkeypatch.setenv('SELF_DISTILL_ROOT', str(tmp_path))
-    return new_root(tmp_path, shared_cache)
+    yield new_root(tmp_path, shared_cache)
+    for process in filter(psutil.pid_exists, Call.started): # of a test that has failed
+        with suppress(psutil.Error):
+            for p in (*psutil.Process(process).children(recursive=True), psutil.Process(process)): p.kill()
+    Call.started.clear()
 
 def changed(root, *changes):
     "Write the plan with some of its text replaced"
@@ -118,12 +123,14 @@ def test_the_test_set_is_left_only_where_the_row_is_frozen(root):
 
 class Call:
     "A call of a plan in a process of its own"
+    started = []
     def __init__(self, root, jobs=1):
         code = f"from self_distill.experiments import run_plan; run_plan('plan.yaml', jobs={jobs})"
         self.root, self.out = root, root/'call.out'
         with open(self.out, 'wb') as out:
             self.process = subprocess.Popen([sys.executable, '-c', code], cwd=root, env=environment(ROOT, SELF_DISTILL_ROOT=str(root)),
                                             stdout=out, stderr=out, start_new_session=True)
+        self.started.append(self.process.pid)
 
     def said(self): return self.out.read_text() + ''.join(f.read_text() for f in self.root.glob('logs/*/experiment.log'))
 

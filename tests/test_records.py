@@ -90,5 +90,5 @@ def test_results_that_cannot_be_written_are_named_before_training(tmp_path, monk
     monkeypatch.setenv('SELF_DISTILL_ROOT', str(tmp_path))
     write_pictures(tmp_path)
     (tmp_path/'results').write_text('a file in the place of the folder')
-    with pytest.raises(OSError, match='results/ cannot be written'): train(picture_config())
+    with pytest.raises(OSError, match='results: cannot be written'): train(picture_config())
     assert not (tmp_path/'models/pictures/checkpoint_last.pt').exists()

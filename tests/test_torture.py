@@ -1,16 +1,23 @@
 """Runs that are killed, stopped or starved at any moment, resumed, and held against a run that nobody disturbed."""
-import io, json, multiprocessing, os, random, signal, subprocess, sys, time
+import io, itertools, json, multiprocessing, os, random, re, signal, subprocess, sys, time
 from collections import Counter
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import pytest, torch
+import matplotlib.pyplot as plt, numpy as np, psutil, pytest, torch
 from conftest import ROOT, environment
 
-from self_distill import trainer, training
-from self_distill.checkpoint import load_checkpoint
-from self_distill.config import build_config, config_dict
-from self_distill.records import read_record
+from self_distill import evaluate, trainer, training
+from self_distill.checkpoint import load_checkpoint, save_checkpoint
+from self_distill.config import Config, build_config, config_dict
+from self_distill.corpora import load_corpus, store
+from self_distill.demo import demo_corpus
+from self_distill.experiments import run_notebook
+from self_distill.figures import save_figure
+from self_distill.language_model import estimate_arpa
+from self_distill.ledger import append_ledger, read_ledger
+from self_distill.records import new_record, read_record, write_record
 from self_distill.trainer import Trainer, TrainingError
 from self_distill.training_log import TrainingLog
 
@@ -79,16 +86,43 @@ def child(root, config, prepare=None, arguments=(), wer=True):
         os.dup2(log.fileno(), 1); os.dup2(log.fileno(), 2)
         training.train(config)
 
+def decode(root, names, settings={}, prepare=None):
+    "Decode the teacher's test set under several names in this process, by beam search where there are settings"
+    os.environ['SELF_DISTILL_ROOT'] = str(root)
+    torch.set_num_threads(1)
+    if prepare: prepare()
+    decoders = [evaluate.Beam(name=n, **settings) if settings else evaluate.Greedy(n) for n in names]
+    with open(root/'child.log', 'a') as log:
+        os.dup2(log.fileno(), 1); os.dup2(log.fileno(), 2)
+        evaluate.evaluate('models/teacher/checkpoint_best.pt', 'test', decoders, device='cpu', why='torture', show=False)
+
+MARK = f'{os.getpid()} {time.time_ns()}'
+
+def left():
+    "Processes that a test of this file has started, at whatever distance, but the server that they come from"
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get('SELF_DISTILL_TORTURE') == MARK and process.ppid() != os.getpid(): found.append(process)
+    return found
+
+def assert_none_left():
+    end = time.monotonic() + 20 # torch's data workers look for their parent every five seconds
+    while (found := left()) and time.monotonic() < end: time.sleep(0.2)
+    assert not found, [' '.join(p.cmdline()) for p in found]
+
 @pytest.fixture(scope='module')
 def spawn():
     "Start a training in a process of its own; a server that has torch loaded makes that cheap."
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['self_distill.training'])
-    def start(*arguments, **named):
-        process = context.Process(target=child, args=arguments, kwargs=named)
+    context.set_forkserver_preload(['self_distill.training', 'self_distill.evaluate'])
+    os.environ['SELF_DISTILL_TORTURE'] = MARK
+    def start(*arguments, target=child, **named):
+        process = context.Process(target=target, args=arguments, kwargs=named)
         process.start()
         return process
-    return start
+    yield start
+    del os.environ['SELF_DISTILL_TORTURE']
 
 def finish(process, root, code=0):
     process.join(200)
@@ -178,21 +212,50 @@ def test_killed_runs_end_as_if_nothing_had_happened(spawn, root, undisturbed, sh
 @pytest.mark.torture
 @pytest.mark.timeout(3600)
 def test_many_kills(spawn, undisturbed, shared_cache, tmp_path_factory, capsys):
-    "At least 32 kills, half at random times, half inside a moment drawn at random; every other run has a process that loads its data."
-    seed, kills, runs, starts = int(os.environ.get('TORTURE_SEED', time.time_ns() % 10**6)), Counter(), 0, 0
-    chance = random.Random(seed)
-    while kills.total() < 32:
-        root, config, code = with_teacher(tmp_path_factory.mktemp('run'), undisturbed), student(shared_cache, training=TRAINING | dict(workers=runs % 2)), -1
-        runs += 1
-        while code != 0:
-            kill = chance.uniform(0, undisturbed[1]) if chance.random() < 0.5 else (chance.choice(sorted(MOMENTS)), chance.randint(1, 8))
+    """At least 60 kills, half at random times, half inside a moment drawn at random; every other run has a process that loads
+    its data. Two runs go on at a time."""
+    seed, kills, starts = int(os.environ.get('TORTURE_SEED', time.time_ns() % 10**6)), Counter(), Counter()
+    folder, numbers = tmp_path_factory.mktemp('runs'), itertools.count()
+    def run(number):
+        (folder/str(number)).mkdir()
+        root, chance = with_teacher(folder/str(number), undisturbed), random.Random(f'{seed} {number}')
+        config = student(shared_cache, training=TRAINING | dict(workers=number % 2))
+        while True:
+            moment, count = chance.choice(sorted(MOMENTS)), chance.randint(1, 8)
+            kill = chance.uniform(0, undisturbed[1]) if chance.random() < 0.5 else (moment, 1 if moment == 'rewinding' else count)
             code = train_until(spawn, root, config, kill)
-            starts += 1
-            if code: kills[kill[0].replace('_', ' ') if isinstance(kill, tuple) else 'a random time'] += 1
-        assert_equal_runs(root, undisturbed[0])
+            starts[number] += 1
+            if code == 0: return assert_equal_runs(root, undisturbed[0])
+            kills[kill[0].replace('_', ' ') if isinstance(kill, tuple) else 'a random time'] += 1
+    def runs(_):
+        while kills.total() < 60: run(next(numbers))
+    with ThreadPoolExecutor(2) as pool: list(pool.map(runs, range(2)))
+    assert_none_left()
     with capsys.disabled():
-        print(f'\n{kills.total()} kills in {starts} starts of {runs} runs (TORTURE_SEED={seed}): no corrupt file, no kill cost more than its epoch, '
-              f'every run ended equal to the undisturbed one.\nKilled at ' + ', '.join(f'{name} ({n})' for name, n in kills.most_common()))
+        print(f'\n{kills.total()} kills in {starts.total()} starts of {len(starts)} runs (TORTURE_SEED={seed}): no corrupt file, no kill cost more '
+              f'than its epoch, every run ended equal to the undisturbed one, 0 processes left.\n'
+              f'Killed at ' + ', '.join(f'{name} ({n})' for name, n in kills.most_common()))
+
+# what outlives its parent
+
+@pytest.mark.torture
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere a kernel or a worker notices later that its parent is gone')
+def test_nothing_outlives_its_parent(spawn, root, undisturbed, shared_cache):
+    "Data workers, beam workers, a kernel and papermill, each of a parent that is killed"
+    assert train_until(spawn, root, student(shared_cache, training=TRAINING | dict(workers=2)), ('step', 4)) == -signal.SIGKILL
+    beam = spawn(root, ['wide'], dict(workers=2), dying_at_the_score, target=decode)
+    beam.join(200)
+    assert beam.exitcode == -signal.SIGKILL, (root/'child.log').read_text()
+    (root/'long.yaml').write_text(json.dumps(config_dict(settings('long', shared_cache, training=TRAINING | dict(epochs=10**4)))))
+    with open(root/'out.log', 'w') as out:
+        process = subprocess.Popen([str(c) for c in command('self-distill', root/'long.yaml', root)], cwd=ROOT, stdout=out, stderr=out,
+                                   env=environment(ROOT, SELF_DISTILL_ROOT=str(root)))
+    while len(logged(root, 'long')) < 6: assert process.poll() is None, (root/'out.log').read_text()
+    assert len(left()) >= 2 # papermill and its kernel
+    process.kill(); process.wait()
+    assert_none_left()
+
+def dying_at_the_score(): patched(evaluate, 'score', 1, die) # the pool's workers wait for more
 
 # stop signals, through papermill
 
@@ -244,17 +307,49 @@ def small_disk(folder, size):
     try: yield
     finally: subprocess.run(['umount', '-l', folder], check=True)
 
+@pytest.mark.disk
 @pytest.mark.skipif(sys.platform != 'linux', reason='mounts a file system')
 @pytest.mark.parametrize('what, folder', [('save', 'models/student'), ('log', 'logs')])
 def test_a_full_disk_costs_nothing_that_was_written(what, folder, spawn, root, undisturbed, shared_cache):
     with small_disk(root/folder, 4*2**20):
         finish(spawn(root, student(shared_cache), what, (6, root/folder)), root, code=1)
         error = (root/'child.log').read_text().strip().splitlines()[-1]
-        assert 'Error: ' in error and ('Free disk space' if what == 'save' else 'No space left on device; make room on the disk') in error, error
+        assert 'Error: ' in error and 'cannot be written (No space left on device); make room on its disk' in error, error
         assert 'checkpoint_last.pt' in whole(root) and position(root) > 0
         (root/folder/'filler').unlink()
         finish(spawn(root, student(shared_cache)), root)
         assert_equal_runs(root, undisturbed[0])
+
+PLACES = dict( # what writes: its folder, and a function of the root
+    record=('results', lambda root: write_record(new_record('training', Config(run='example')))),
+    ledger=('results', lambda root: append_ledger('example', 'greedy', 'demo', 'x', 'why')),
+    checkpoint=('models/run', lambda root: save_checkpoint(dict(x=torch.zeros(10**5)), root/'models/run/checkpoint_last.pt')),
+    language_model=('models/language_models', lambda root: estimate_arpa(['go on'], 2, root/'models/language_models/lm.arpa')),
+    features=('cache/features', lambda root: load_corpus(*(getattr(settings('x', root/'cache'), part) for part in ('data', 'text', 'features')))),
+    log_probabilities=('cache/logits', lambda root: store(root/'cache/logits/x.npy', np.zeros(10**5))),
+    demo_corpus=('cache', lambda root: demo_corpus(root/'cache', 24)),
+    log=('logs', lambda root: training.Trainer(settings('x', root/'cache')).fit()),
+    notebook=('logs/x', lambda root: run_notebook('30_train', root/'logs/x/train.ipynb', {})),
+    figure=('thesis_figures', lambda root: save_figure(plt.figure(), 'loss', None)))
+
+@pytest.mark.disk
+@pytest.mark.skipif(sys.platform != 'linux', reason='mounts a file system')
+@pytest.mark.parametrize('state', ['full', 'read-only'])
+@pytest.mark.parametrize('place', PLACES)
+def test_a_place_that_cannot_be_written_is_named(place, state, shared_cache, tmp_path, monkeypatch):
+    monkeypatch.setenv('SELF_DISTILL_ROOT', str(tmp_path))
+    (folder, write), reason = PLACES[place], dict(zip(('full', 'read-only'), ('No space left on device|[^)]*flac[^)]*|System error.', 'Read-only file system')))[state]
+    demo_corpus(shared_cache, 48)
+    (tmp_path/'cache').mkdir()
+    for corpus in shared_cache.glob('demo-48-*') if place != 'demo_corpus' else (): (tmp_path/'cache'/corpus.name).symlink_to(corpus)
+    with small_disk(tmp_path/folder, 2**16):
+        if state == 'full': fill(tmp_path/folder)
+        else: subprocess.run(['mount', '-o', 'remount,ro', tmp_path/folder], check=True)
+        with pytest.raises((OSError, RuntimeError)) as error: write(tmp_path)
+        plt.close('all')
+        found = re.search(rf'(\S+): cannot be written \(({reason})\); make room on its disk, change its permissions', str(error.value))
+        assert found and found[1].startswith(str(tmp_path/folder)), error.value
+        assert not [p for p in (tmp_path/folder).rglob('*') if p.suffix == '.tmp']
 
 # at the same time
 
@@ -281,3 +376,18 @@ def test_runs_that_start_together_make_one_cache_and_equal_weights(spawn, undist
 def test_processes_that_load_data_change_nothing(spawn, root, undisturbed, shared_cache):
     finish(spawn(root, student(shared_cache, training=TRAINING | dict(workers=2))), root)
     assert_equal_runs(root, undisturbed[0])
+
+@pytest.mark.torture
+def test_decodings_at_once_are_all_kept_whoever_is_killed(spawn, root):
+    "Three processes that decode under six names each, and a fourth that is killed while it writes the same record"
+    names = [[f'p{k}_{n}' for n in range(6)] for k in range(4)]
+    processes = [spawn(root, part, prepare=dying_at_the_rename if part is names[3] else None, target=decode) for part in names]
+    for process, code in zip(processes, (0, 0, 0, -signal.SIGKILL)): finish(process, root, code)
+    kept, readings = {d.decoder for d in read_record(root/'results/teacher.json').decodes}, read_ledger(root/'results/test_ledger.jsonl')
+    assert kept >= {*sum(names[:3], [])} and not kept & {*names[3][2:]}
+    assert Counter(what.split()[0] for what in readings.what) >= Counter(sum(names[:3], [])) and len(readings) == 18 + 3
+    finish(spawn(root, names[3], target=decode), root)
+    assert {d.decoder for d in read_record(root/'results/teacher.json').decodes} >= {*sum(names, [])}
+    assert_none_left()
+
+def dying_at_the_rename(): patched(os, 'replace', 3, die)

@@ -272,7 +272,7 @@ def test_a_target_is_met_or_missed(copy, capsys):
 
 def test_where_folders_cannot_be_made_the_error_says_so(shared_cache, root):
     (root/'models').mkdir(); (root/'models/short').write_text('a file')
-    refused(shared_cache, r'models/short.*mend what the message names')
+    refused(shared_cache, r'models/short: cannot be written .File exists.*when this is mended, the same command resumes')
 
 # signals
 
