@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from .config import Config, _sync_folder, atomic_write, build_config, config_dict, root_path
-from .model import BiLSTMCTC
+from .own_model import model_from
 from .text import Tokenizer
 
 # %% ../nbs/11_checkpoint.ipynb #checkpoint-error
@@ -178,7 +178,7 @@ def _assembled(payload, path, device):
     if outputs != tokens: raise ValueError(f'the model has {outputs} outputs, the tokenizer {tokens} tokens')
     _check_numbers(payload)
     config = build_config(payload['config'], f'{path} (config)')
-    model = BiLSTMCTC(**payload['model_settings'])
+    model = model_from(payload['model_settings'])
     model.load_state_dict(payload['model'])
     rest = {k: v for k, v in payload.items() if k not in ('model', 'training')}
     return LoadedModel(model.to(device).eval(), tokenizer, config, rest, path, weights_hash(payload['model']))

@@ -16,7 +16,7 @@ import difflib, hashlib, json, os, tempfile
 from contextlib import contextmanager
 from dataclasses import asdict, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Any, Literal, Optional
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
@@ -155,6 +155,8 @@ class ModelConfig:
     conv_channels: Count = 960       # of each of the two convolutions
     dropout: Fraction = 0.1          # after each layer
     attention_heads: Index = 0       # of a self-attention layer over the last LSTM layer; 0: none
+    own: Optional[str] = None        # a class of yours in its place, 'my_module:MyModel' (06a_own_model)
+    options: dict[str, Any] = field(default_factory=dict) # what that class is given besides its sizes
 
     @model_validator(mode='after')
     def _heads(self):
@@ -170,10 +172,13 @@ class TeacherConfig:
     checkpoint: Optional[str] = None # None: no frozen teacher
     moving: bool = False             # the student's own averaged weights teach it
     warmup: NonNegative = 0.0        # epochs until a moving teacher has its full weight
+    own: Optional[str] = None        # 'my_module:my_teacher', a function that returns a model of yours (15a_own_teacher)
+    log_probs: Optional[str] = None  # a folder of stored log-probabilities, <id>.npy
 
     @model_validator(mode='after')
     def _one(self):
-        if self.moving and self.checkpoint: raise ValueError('a moving teacher has no checkpoint: set one of the two')
+        given = [name for name in ('checkpoint', 'moving', 'own', 'log_probs') if getattr(self, name)]
+        if len(given) > 1: raise ValueError(f'{" and ".join(given)} name two teachers: set one of them')
         return self
 
 # %% ../nbs/00_config.ipynb #matching-config
@@ -269,6 +274,7 @@ class TrainingConfig:
     precision: Literal['float32', 'bfloat16', 'float16'] = 'float32' # of matrix products; CTC is always float32
     workers: Index = 0               # processes that read data
     gradient_norms_every: Index = 50 # updates between two measurements of each term's gradient; 0: never
+    initial_checkpoint: Optional[str] = None # weights to start from (16b_fine_tuning)
 
 # %% ../nbs/00_config.ipynb #memory-config
 @dataclass(config=SECTION)
@@ -467,7 +473,8 @@ def load_config(path,         # YAML file; a relative path starts at the reposit
 
 # %% ../nbs/00_config.ipynb #config-dict
 ADDED = ('model.attention_heads', 'data.allow_leaks', 'data.transcribed', 'text.vocabulary', 'teacher.moving',
-         'teacher.warmup', 'augmentation.warp', 'augmentation.cepstra', 'consistency',
+         'teacher.warmup', 'teacher.own', 'teacher.log_probs', 'model.own', 'model.options',
+         'training.initial_checkpoint', 'augmentation.warp', 'augmentation.cepstra', 'consistency',
          'deep_to_shallow') # younger than some records
 
 def config_dict(config: Config) -> dict:
@@ -485,6 +492,7 @@ def config_hash(config # a `Config` or its dictionary
     values = config if isinstance(config, dict) else config_dict(config)
     values = {k: v for k, v in values.items() if k not in ('run', 'device', 'threads', 'checkpoints', 'monitoring')}
     values['data'] = {k: v for k, v in values['data'].items() if k not in ('path', 'cache')}
-    teacher = dict(values['teacher'])
+    teacher, training = dict(values['teacher']), dict(values['training'])
+    if training.pop('initial_checkpoint', None): values['training'] = training | dict(begun=True)
     values['teacher'] = {'distilled': bool(teacher.pop('checkpoint'))} | teacher
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'SPLITS', 'UNKNOWN', 'OTHER_NAMES', 'CACHE_FORMAT', 'CORPORA', 'LONGEST', 'ENDS', 'GENERATED', 'first_few',
            'check_manifest', 'default_split', 'complete', 'file_kinds', 'audio_header', 'refuse_special', 'read_lines',
-           'read_array', 'compute_features', 'store', 'FeatureCache', 'Corpus', 'user_folder', 'find_corpus',
-           'data_path', 'content_hash', 'shared_recordings', 'load_corpus', 'demo', 'fingerprint', 'training_data',
-           'heard']
+           'read_array', 'compute_features', 'store', 'FeatureCache', 'Corpus', 'user_folder', 'own_code',
+           'find_corpus', 'data_path', 'content_hash', 'shared_recordings', 'load_corpus', 'demo', 'fingerprint',
+           'training_data', 'heard']
 
 # %% ../nbs/04_corpora.ipynb #imports
 import csv, difflib, hashlib, json, os, sys, warnings
@@ -317,20 +317,31 @@ def user_folder() -> Path:
     "Where the user stands: the folder where the command was given"
     return Path(os.environ.get('SELF_DISTILL_FROM') or os.getcwd())
 
+# %% ../nbs/04_corpora.ipynb #own-code
+def own_code(name, # 'my_module:name', for a file my_module.py of the user's folder
+             key   # the setting that holds it, for a message
+            ):
+    "What a file of the user defines; nothing else can be named, so that no setting runs installed code"
+    module, _, attribute = name.partition(':')
+    file = user_folder().joinpath(*module.split('.')).with_suffix('.py')
+    if not file.is_file(): raise ValueError(f'{key} {name!r}: there is no {file}; write it, or start where it is')
+    if str(user_folder()) not in sys.path: sys.path.append(str(user_folder()))
+    loaded = import_module(module)
+    if Path(loaded.__file__).resolve() != file.resolve():
+        raise ValueError(f'{key} {name!r}: another module is called {module}, too; give {file} another name')
+    if hasattr(loaded, attribute): return getattr(loaded, attribute)
+    raise ValueError(f'{key} {name!r}: {file} defines no {attribute!r}')
+
 # %% ../nbs/04_corpora.ipynb #find-corpus
 def find_corpus(name # of a corpus, or 'module:function'
                ):    # function of the data and feature settings that gives a manifest
     "The function that makes a corpus"
-    make = CORPORA.get(name, name)
-    if callable(make): return make
-    module, colon, function = make.partition(':')
-    if not colon: raise ValueError(f'data.corpus {name!r} is unknown; choose {", ".join(CORPORA)}, '
-                                   'or module:function for one of your own')
-    if str(user_folder()) not in sys.path: sys.path.append(str(user_folder()))
-    try: return getattr(import_module(module), function)
-    except (ImportError, AttributeError) as e:
-        raise ValueError(f'data.corpus {name!r}: {e}; it must be a function in a module that is installed or lies in '
-                         f'{user_folder()}') from None
+    if ':' in name: return own_code(name, 'data.corpus')
+    if name not in CORPORA: raise ValueError(f'data.corpus {name!r} is unknown; choose {", ".join(CORPORA)}, '
+                                             'or module:function for one of your own')
+    if callable(CORPORA[name]): return CORPORA[name]
+    module, _, function = CORPORA[name].partition(':')
+    return getattr(import_module(module), function)
 
 # %% ../nbs/04_corpora.ipynb #data-path
 def data_path(data: DataConfig,

@@ -24,14 +24,16 @@ from .checkpoint import copy_checkpoint, load_checkpoint, remove_unfinished, sav
 from .config import Config, build_config, config_dict, dotted, root_path
 from .corpora import load_corpus, training_data
 from .environment import autocast, environment, pick_device
+from .fine_tuning import start_from
 from .greedy import greedy_decode
 from .loss import hard_loss
 from .metrics import count_errors, error_rate
-from .model import BiLSTMCTC, build_model, count_parameters
+from .model import BiLSTMCTC, count_parameters
 from .objective import Objective
+from .own_model import new_model
 from .records import now
 from .schedule import learning_rate_at, temperature_at
-from .teacher import (is_teacher, load_teacher, teacher_entry, teacher_output, teacher_precision,
+from .teacher import (is_taught, is_teacher, load_teacher, teacher_entry, teacher_output, teacher_precision,
                                   teacher_sentences, teacher_wer)
 from .training_log import REMEDIES, TrainingLog, check_course, data_sentences, epoch_sentence, tag_of
 
@@ -93,7 +95,8 @@ class Trainer:
         self.folder, self.log = root_path(config.checkpoints.folder)/config.run, TrainingLog(config.run)
         self._load_data()
         torch.manual_seed(config.seed)
-        self.model = build_model(config.model, self.corpus.input_size, len(self.tokenizer)).to(self.device)
+        self.model = new_model(config.model, self.corpus.input_size, len(self.tokenizer)).to(self.device)
+        self.begun = start_from(self.model, config, self.corpus)
         batches = math.ceil(len(self.train_set) / t.batch_size)
         self.updates_per_epoch = math.ceil(batches / t.gradient_accumulation_steps)
         self.updates = self.updates_per_epoch * t.epochs
@@ -151,7 +154,7 @@ def _load_data(self: Trainer):
     def dataset(split, augment, **more):
         return UtteranceDataset(self.corpus, split, self.tokenizer, c.features, augment, c.seed, self.statistics, **more)
     twice = c.consistency.weight > 0
-    taught = bool(c.teacher.checkpoint) or c.teacher.moving or twice
+    taught = is_taught(c.teacher) or twice
     self.train_set = dataset('train', c.augmentation, views=1 + twice, untranscribed=taught)
     self.dev_set = dataset('dev', None)
 
@@ -352,7 +355,8 @@ def _other_run(self: Trainer, payload):
                 'copy checkpoint_best.pt here to go on from its epoch')
     before = build_config(payload['config'], 'checkpoint_last.pt') # settings added later have their defaults
     changed = '; '.join(changed_settings(before, self.config))
-    if changed: return f'holds a run with other settings ({changed})'
+    if changed: return (f'holds a run with other settings ({changed}); to train it longer, start a new run from it '
+                        f'(training.initial_checkpoint={self.folder/"checkpoint_last.pt"})')
     if self.teacher and not is_teacher(self.teacher, payload['teacher']):
         return f'this run was taught by another teacher than {self.config.teacher.checkpoint} is now'
     changed = ', '.join(self._changed_corpus(payload))
@@ -454,7 +458,7 @@ def _introduce(self: Trainer, resumed):
                  f'{t.epochs} epochs of {self.updates_per_epoch} updates, {self.device}, {t.precision}, '
                  f'seed {c.seed}{done}')
     for text in data_sentences(self.corpus, self.train_set, self.dev_set): self.log.say(text)
-    for text in teacher_sentences(self.teacher, c): self.log.say(text)
+    for text in [*filter(None, [self.begun]), *teacher_sentences(self.teacher, c)]: self.log.say(text)
 
 # %% ../nbs/17_trainer.ipynb #train-epochs
 @patch

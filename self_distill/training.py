@@ -18,6 +18,7 @@ from .trainer import Trainer
 def _notes(trainer):
     "What a reader of the record must know: utterances left out, and a change of device or code"
     notes = [f'excluded {i}: {why}' for i, why in trainer.corpus.skipped + trainer.train_set.skipped] + trainer.corpus.notes
+    if trainer.begun: notes.append(trainer.begun)
     first, now = trainer.first_call, trainer.environment
     if (first['device'], first['revision']) != (now['device'].name, now['git'].revision):
         notes.append(f'begun on {first["device"]} with revision {first["revision"]}, and resumed')
