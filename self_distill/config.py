@@ -153,11 +153,12 @@ class DataConfig:
 @dataclass(config=SECTION)
 class TextConfig:
     "How transcripts become labels"
-    tokenizer: Literal['character', 'word'] = 'character'
+    tokenizer: Literal['character', 'word', 'subword'] = 'character'
     alphabet: Optional[str] = None   # None: English | 'train' | the characters
     case: Literal['lower', 'upper', 'keep'] = 'lower'
     digits: Literal['spell', 'keep'] = 'spell'
     language: str = 'en'             # the language digits are spelled in
+    vocabulary: Count = 200          # pieces of tokenizer subword
 
 # %% ../nbs/00_config.ipynb #feature-config
 @dataclass(config=SECTION)
@@ -509,9 +510,10 @@ def load_config(path,         # YAML file; a relative path starts at the reposit
     return build_config(values, path)
 
 # %% ../nbs/00_config.ipynb #config-dict
-ADDED = ('model.attention_heads', 'data.allow_leaks', 'data.transcribed', 'teacher.moving', 'teacher.warmup',
-         'teacher.own', 'teacher.log_probs', 'model.own', 'model.options', 'training.initial_checkpoint',
-         'augmentation.warp', 'augmentation.cepstra', 'consistency', 'deep_to_shallow') # younger than some records
+ADDED = ('model.attention_heads', 'data.allow_leaks', 'data.transcribed', 'text.vocabulary', 'teacher.moving',
+         'teacher.warmup', 'teacher.own', 'teacher.log_probs', 'model.own', 'model.options',
+         'training.initial_checkpoint', 'augmentation.warp', 'augmentation.cepstra', 'consistency',
+         'deep_to_shallow') # younger than some records
 
 def config_dict(config: Config) -> dict:
     "The config as plain nested dictionaries, for checkpoints and records"

@@ -21,7 +21,8 @@ from fastcore.basics import patch
 from .config import DataConfig, FeatureConfig, TextConfig, atomic_write, check_writable, refuse_special, root_path
 from .demo import demo_corpus
 from .features import CEPSTRA, FRAMES_PER_SECOND, add_deltas, corpus_statistics, log_mel, mfcc, read_audio, read_mfc
-from .text import build_tokenizer, check_digits, normalizer
+from .subwords import build_tokenizer
+from .text import check_digits, normalizer
 
 # %% ../nbs/04_corpora.ipynb #columns
 COLUMNS = ['id', 'path', 'text', 'split', 'speaker', 'duration']
@@ -365,7 +366,7 @@ def _row_text(row, normalize):
 # %% ../nbs/04_corpora.ipynb #row-labels
 def _row_labels(row, tokenizer, own):
     "A row's labels; None for a word that the vocabulary may lack: of dev or test, or of another corpus than its own"
-    if own and row.split == 'train' or tokenizer.kind == 'character': return tokenizer.encode(row.text)
+    if own and row.split == 'train' or tokenizer.kind != 'word': return tokenizer.encode(row.text)
 
 # %% ../nbs/04_corpora.ipynb #row-facts
 LONGEST = 60 # seconds of an utterance

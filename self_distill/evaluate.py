@@ -180,9 +180,9 @@ class LogProbs:
 
 # %% ../nbs/23_evaluate.ipynb #check-texts
 def _check_texts(loaded, rows, corpus):
-    "Refuse references that the checkpoint's characters cannot write"
-    if loaded.tokenizer.kind != 'character': return
-    unknown = sorted(set(''.join(rows.text)) - set(loaded.tokenizer.tokens))
+    "Refuse references with letters that the checkpoint cannot write"
+    if loaded.tokenizer.kind == 'word': return
+    unknown = sorted(set(''.join(rows.text)) - {' ', *loaded.tokenizer.tokens})
     if unknown:
         example = rows[rows.text.str.contains(re.escape(unknown[0]))].iloc[0]
         raise ValueError(f'{loaded.path.name} cannot write {", ".join(map(repr, unknown[:5]))} of {corpus.name} '

@@ -61,17 +61,17 @@ def test_plain_pyctcdecode_is_reproduced(engine, arpa, log_probs):
     plain = build_engine('pyctcdecode', decoder_labels(LETTERS), str(arpa), sorted({w for t in TEXTS for w in t.split()}), 0.9, 1.5, -10.0)
     assert BeamDecoder(LETTERS, arpa, engine=engine).decode_batch(log_probs) == [plain.decode(x, beam_width=10) for x in log_probs]
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 5), st.sampled_from(ENGINES), st.sampled_from(['character', 'word']))
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 5), st.sampled_from(ENGINES), st.sampled_from(['character', 'word', 'subword']))
 def test_brute_force(seed, frames, engine, kind):
     if engine == 'ctc-beam-decoder': pytest.importorskip('ctc_beam_decoder')
-    tokens = (' ', 'a', 'b') if kind == 'character' else ('rain', 'Sun', '雨')
-    tokenizer = Tokenizer(kind, ('<blank>', *tokens))
+    tokens = dict(character=(' ', 'a', 'b'), word=('rain', 'Sun', '雨'), subword=('▁a', 'b', '▁ba'))[kind]
+    tokenizer = Tokenizer(kind, ('<blank>', *tokens), (-1, -1, -1) if kind == 'subword' else ())
     x = np.log(np.random.default_rng(seed).dirichlet(np.ones(4), size=frames)).astype(np.float32)
     truth = defaultdict(float)
     for path in itertools.product(range(4), repeat=frames):
         labels = [label for label, _ in itertools.groupby(path) if label]
-        text = ('' if kind == 'character' else ' ').join(tokens[label - 1] for label in labels)
+        text = (' ' if kind == 'word' else '').join(tokens[label - 1] for label in labels).replace('▁', ' ')
         truth[' '.join(text.split())] += math.exp(sum(x[t, label] for t, label in enumerate(path)))
     decoder = BeamDecoder(tokenizer, beam_width=10**5, beam_prune=-1e9, token_min=-1e9, blank_threshold=1, engine=engine)
     found = {h.text: h.score for h in decoder.nbest(x, n=10**5)}
