@@ -62,7 +62,7 @@ class Recording:
     def __init__(self, path,       # a file that soundfile can read
                  sample_rate=16000 # Hz, of what is read
                 ):
-        self.path = Path(path)
+        self.path, self.sample_rate = Path(path), sample_rate
         if not self.path.is_file():
             raise ValueError(f'{path}: no such audio file; check the path and the folder it is relative to')
         with _readable(self.path): self.file = soundfile.SoundFile(self.path)
