@@ -7,8 +7,8 @@ __all__ = ['app', 'Config', 'Overrides', 'CHECKPOINT', 'Checkpoints', 'Split', '
            'Engine', 'Workers', 'LMWeight', 'WordBonus', 'BeamWidth', 'Name', 'Files', 'Format', 'Folder', 'UseBeam',
            'GivenModel', 'Pause', 'Plan', 'Jobs', 'DryRun', 'Status', 'DEMO', 'DEMO_PLAN', 'DEMO_RECORDS',
            'DEMO_FIGURES', 'train', 'evaluate', 'evaluate_beam', 'numbers', 'search', 'lm', 'ensemble', 'transcribe',
-           'named_systems', 'all_systems', 'compare', 'split_engine_options', 'experiments', 'figures', 'doctor',
-           'demo', 'main']
+           'export', 'named_systems', 'all_systems', 'compare', 'split_engine_options', 'experiments', 'figures',
+           'doctor', 'demo', 'main']
 
 # %% ../nbs/29_cli.ipynb #imports
 import os, sys, time
@@ -188,6 +188,15 @@ def transcribe(files: Files, checkpoint: Checkpoints, format: Format = 'text', f
                   engine=engine, workers=workers)
     transcripts = transcribe_files(found, loaded, search if beam or language_model else None, pause)
     _write_transcripts(transcripts, list(found.values()), format, folder)
+
+# %% ../nbs/29_cli.ipynb #export-checkpoint
+@app.command()
+def export(checkpoint: Annotated[str, typer.Argument(help='models/<run>/checkpoint_best.pt')],
+           output: Annotated[str, typer.Argument(help='a name that ends in .onnx or, for torch.export, in .pt2')]):
+    "A checkpoint as a file for other programs."
+    from self_distill.export import export_checkpoint
+    from self_distill.transcribe import from_here
+    typer.echo(export_checkpoint(from_here(checkpoint), output))
 
 # %% ../nbs/29_cli.ipynb #named-systems
 def named_systems(names: list, # 'run', 'run@checkpoint', or a record's file
