@@ -10,7 +10,7 @@ __all__ = ['WINDOW', 'CONTEXT', 'FORMATS', 'READ', 'REFUSED', 'SUFFIXES', 'CEPST
            'check_recordings', 'open_decoder', 'transcribe_files', 'transcribe']
 
 # %% ../nbs/23a_transcribe.ipynb #imports
-import html, itertools, json, math, sys, textwrap
+import html, itertools, json, math, os, sys, textwrap
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,14 +187,15 @@ def transcribe_source(source,         # `Recording` or `StoredFeatures`, opened
                       loaded: LoadedModel,
                       decode,         # function from a list of (T', V) log-probabilities to lists of `Word`
                       pause=0.3,      # seconds, see `cut`
-                      heard=lambda seconds: None # called with the seconds that each step has read
+                      heard=lambda seconds: None # called with the whole seconds that each step has read
                      ) -> tuple:      # of `Word`
     "The words of a recording"
     words, scale, at = [], frame_samples(source.sample_rate)/source.sample_rate/FRAME_SECONDS, 0
-    for group in _chunks(stretches(piece_log_probs(cut(source, pause), loaded)), 32):
+    pieces = cut(source, pause if isinstance(source, Recording) else 0) # features have no loudness
+    for group in _chunks(stretches(piece_log_probs(pieces, loaded)), 32):
         for (start, x), found in zip(group, decode([x for _, x in group])):
             words += [_moved(w, start*FRAME_SECONDS, scale) for w in found]
-        end = (start + len(x))*FRAME_SECONDS*scale
+        end = round((start + len(x))*FRAME_SECONDS*scale)
         heard(end - at); at = end
     return tuple(words)
 
@@ -297,8 +298,8 @@ def transcribe_files(paths,           # of recordings
     paths, seconds = list(paths), check_recordings(paths, loaded)
     if loaded.config.features.kind == 'mfcc' and any(map(is_audio, paths)):
         print(CEPSTRA_NOTE.format(run=loaded.config.run), file=sys.stderr)
-    with open_decoder(loaded, beam) as decode, tqdm(total=round(sum(seconds), 2), unit='s', leave=False, unit_scale=True,
-                                                    mininterval=0.5 if sys.stderr.isatty() else 60) as bar:
+    shown = dict(mininterval=0.5 if sys.stderr.isatty() else 60, leave=False, disable='TQDM_DISABLE' in os.environ)
+    with open_decoder(loaded, beam) as decode, tqdm(total=round(sum(seconds)), unit='s', **shown) as bar:
         for path, length in zip(paths, seconds):
             with open_source(path, loaded) as source:
                 yield Transcript(str(path), length, transcribe_source(source, loaded, decode, pause, bar.update))
