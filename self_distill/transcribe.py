@@ -106,7 +106,8 @@ def open_source(path, loaded: LoadedModel):
     if settings.kind not in file_kinds(path):
         wanted = dict(precomputed='features that were computed elsewhere: give it .npy files of the same kind',
                       log_mel='recordings', mfcc='recordings and Sphinx .mfc files')[settings.kind]
-        raise ValueError(f'{path}: {loaded.config.run} was trained on features of kind {settings.kind!r} and reads {wanted}')
+        raise ValueError(f'{path}: {loaded.config.run} was trained on features of kind {settings.kind!r} '
+                         f'and reads {wanted}')
     return Recording(path, settings.sample_rate) if is_audio(path) else StoredFeatures(path, settings)
 
 # %% ../nbs/23a_transcribe.ipynb #piece-features
@@ -132,7 +133,8 @@ def between_words(log_probs: np.ndarray # (T', V)
                  ) -> int:              # a frame, at least 1
     "The middle of the longest run of blanks in the second half"
     half = len(log_probs)//2
-    runs = [list(g) for blank, g in itertools.groupby(range(half, len(log_probs)), lambda t: log_probs[t].argmax() == 0) if blank]
+    groups = itertools.groupby(range(half, len(log_probs)), lambda t: log_probs[t].argmax() == 0)
+    runs = [list(frames) for blank, frames in groups if blank]
     longest = max(runs, key=len, default=[len(log_probs) - 1])
     return longest[len(longest)//2] or 1
 
@@ -226,7 +228,8 @@ def _cues(transcript, point):
     nexts = [g[0].start for g in groups[1:]] + [math.inf]
     for n, (group, after) in enumerate(zip(groups, nexts), 1):
         end = max(group[-1].end, min(group[0].start + 1, after))
-        yield n, f'{_clock(group[0].start, point)} --> {_clock(end, point)}', '\n'.join(textwrap.wrap(_joined(group), 42))
+        times = f'{_clock(group[0].start, point)} --> {_clock(end, point)}'
+        yield n, times, '\n'.join(textwrap.wrap(_joined(group), 42))
 
 # %% ../nbs/23a_transcribe.ipynb #formats
 def as_text(t: Transcript) -> str: return '\n'.join(map(_joined, phrases(t.words)))
@@ -258,7 +261,8 @@ def find_recordings(names, # of files and folders
     found = {}
     for path in map(from_here, names):
         if not path.is_dir(): found[path] = Path(path.stem); continue
-        inside = {p: p.relative_to(path).with_suffix('') for p in sorted(path.rglob('*')) if p.suffix[1:].lower() in SUFFIXES[kind]}
+        inside = {p: p.relative_to(path).with_suffix('') for p in sorted(path.rglob('*'))
+                  if p.suffix[1:].lower() in SUFFIXES[kind]}
         if not inside: raise ValueError(f'{path}: holds no file that can be transcribed ({", ".join(SUFFIXES[kind])})')
         found |= inside
     return found
