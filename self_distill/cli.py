@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['app', 'Config', 'Overrides', 'CHECKPOINT', 'Checkpoints', 'Split', 'Why', 'Device', 'Data', 'ARPA', 'LanguageModel',
-           'Engine', 'Workers', 'LMWeight', 'WordBonus', 'BeamWidth', 'Name', 'Plan', 'Jobs', 'DryRun', 'Status',
-           'DEMO', 'DEMO_PLAN', 'DEMO_RECORDS', 'DEMO_FIGURES', 'train', 'evaluate', 'evaluate_beam', 'numbers',
-           'search', 'lm', 'ensemble', 'named_systems', 'all_systems', 'compare', 'split_engine_options', 'experiments',
-           'figures', 'doctor', 'demo', 'main']
+           'Engine', 'Workers', 'LMWeight', 'WordBonus', 'BeamWidth', 'Name', 'Files', 'Format', 'Folder', 'UseBeam',
+           'GivenModel', 'Pause', 'Plan', 'Jobs', 'DryRun', 'Status', 'DEMO', 'DEMO_PLAN', 'DEMO_RECORDS',
+           'DEMO_FIGURES', 'train', 'evaluate', 'evaluate_beam', 'numbers', 'search', 'lm', 'ensemble', 'transcribe',
+           'export', 'named_systems', 'all_systems', 'compare', 'split_engine_options', 'experiments', 'figures',
+           'doctor', 'demo', 'main']
 
 # %% ../nbs/29_cli.ipynb #imports
 import os, sys, time
+from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
@@ -139,6 +141,61 @@ def ensemble(data: Data = None,
     from self_distill.evaluate import evaluate_ensemble
     files = checkpoint or numbered_checkpoints(run, None if best else numbers(epochs, int), best)
     typer.echo(evaluate_ensemble(files, split, data or [], device, why).round(2).to_string(index=False))
+
+# %% ../nbs/29_cli.ipynb #transcribe-options
+Files = Annotated[list[str], typer.Argument(help='recordings, and folders of them')]
+Format = Annotated[str, typer.Option(help='text, json, srt, vtt or ctm')]
+Folder = Annotated[Optional[str], _option('folder', 'where a file goes for each recording  [default: the screen]')]
+UseBeam = Annotated[bool, _option('beam', "with the n-gram of the model's training text, whose corpus must be here")]
+GivenModel = Annotated[Optional[str], _option('language_model', 'with this ARPA file')]
+Pause = Annotated[float, typer.Option(min=0, help='seconds of quiet at which a recording is cut; 0: windows of 30 s')]
+
+# %% ../nbs/29_cli.ipynb #write-transcripts
+def _write_transcripts(transcripts, names, format, folder):
+    "Each transcript to the screen, under its name where there are several, or into a file"
+    from self_distill.config import atomic_write
+    from self_distill.transcribe import FORMATS
+    suffix = 'txt' if format == 'text' else format
+    for t, name in zip(transcripts, names):
+        text = FORMATS[format](t)
+        if folder is None:
+            typer.echo(f'{t.file}\n{text}\n' if len(names) > 1 and format == 'text' else text)
+            continue
+        path = Path(folder)/f'{name}.{suffix}'
+        with atomic_write(path) as file: file.write(text + '\n')
+        typer.echo(path)
+
+# %% ../nbs/29_cli.ipynb #transcribe
+@app.command()
+def transcribe(files: Files, checkpoint: Checkpoints, format: Format = 'text', folder: Folder = None,
+               beam: UseBeam = False, language_model: GivenModel = None, lm_weight: LMWeight = None,
+               word_bonus: WordBonus = None, beam_width: BeamWidth = None, pause: Pause = 0.3,
+               engine: Engine = 'pyctcdecode', workers: Workers = 2, device: Device = 'auto'):
+    "Recordings of any length to text with word times."
+    from self_distill.ensemble import open_model
+    from self_distill.environment import pick_device
+    from self_distill.evaluate import Beam
+    from self_distill.transcribe import FORMATS, find_recordings, from_here, transcribe_files
+    if format not in FORMATS: raise ValueError(f'format {format!r}: choose {", ".join(FORMATS)}')
+    loaded = open_model([from_here(path) for path in checkpoint], pick_device(device))
+    found = find_recordings(files, loaded.config.features.kind)
+    if format in ('srt', 'vtt') and len(found) > 1 and folder is None:
+        raise ValueError(f'{len(found)} recordings: name a --folder for their subtitles')
+    if folder and len(set(found.values())) < len(found):
+        raise ValueError('two recordings would be written to one file: transcribe them in two calls')
+    search = Beam(lm_weight, word_bonus, beam_width, language_model=language_model and str(from_here(language_model)),
+                  engine=engine, workers=workers)
+    transcripts = transcribe_files(found, loaded, search if beam or language_model else None, pause)
+    _write_transcripts(transcripts, list(found.values()), format, folder)
+
+# %% ../nbs/29_cli.ipynb #export-checkpoint
+@app.command()
+def export(checkpoint: Annotated[str, typer.Argument(help='models/<run>/checkpoint_best.pt')],
+           output: Annotated[str, typer.Argument(help='a name that ends in .onnx or, for torch.export, in .pt2')]):
+    "A checkpoint as a file for other programs."
+    from self_distill.export import export_checkpoint
+    from self_distill.transcribe import from_here
+    typer.echo(export_checkpoint(from_here(checkpoint), output))
 
 # %% ../nbs/29_cli.ipynb #named-systems
 def named_systems(names: list, # 'run', 'run@checkpoint', or a record's file

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'WHY', 'TEMPERATURES', 'data_settings', 'open_corpus', 'open_record', 'Opened', 'open_for_evaluation',
-           'LogProbs', 'compute_log_probs', 'Greedy', 'Beam', 'SearchedBeam', 'settings_text', 'score_lines',
-           'target_lines', 'improvement_lines', 'score', 'is_recorded', 'evaluate', 'search', 'search_table',
-           'average_weights', 'evaluate_ensemble', 'softened_entropy', 'shown_utterance', 'figure_arrays',
-           'add_figure_arrays']
+           'LogProbs', 'log_probs_of', 'compute_log_probs', 'Greedy', 'Beam', 'SearchedBeam', 'settings_text',
+           'score_lines', 'target_lines', 'improvement_lines', 'score', 'is_recorded', 'evaluate', 'search',
+           'search_table', 'average_weights', 'evaluate_ensemble', 'softened_entropy', 'shown_utterance',
+           'figure_arrays', 'add_figure_arrays']
 
 # %% ../nbs/23_evaluate.ipynb #evaluate-imports
 import hashlib, json, re, time
@@ -198,8 +198,11 @@ def _features(loaded, corpus, rows):
 
 # %% ../nbs/23_evaluate.ipynb #forward
 @torch.inference_mode()
-def _forward(loaded, features, batch_size):
-    "Log-probabilities (T', V) of each utterance, computed in batches of similar length"
+def log_probs_of(loaded: LoadedModel,
+                 features: list,   # of (T, F) tensors, normalised
+                 batch_size: int   # utterances in a batch
+                ) -> list:         # of (T', V) float32 arrays
+    "Log-probabilities of each utterance, computed in batches of similar length"
     order, found = sorted(range(len(features)), key=lambda k: len(features[k])), {}
     device = next(loaded.model.parameters()).device
     for batch in (order[i:i + batch_size] for i in range(0, len(order), batch_size)):
@@ -241,7 +244,7 @@ def compute_log_probs(loaded: LoadedModel,
     file, ends = _cache_file(loaded, features, rows.id, cache), np.cumsum([output_frames(len(x)) for x in features])
     frames = _read_cache(file, (ends[-1], len(loaded.tokenizer)))
     if frames is None:
-        frames = np.concatenate(_forward(loaded, features, batch_size))
+        frames = np.concatenate(log_probs_of(loaded, features, batch_size))
         store(file, frames)
     return LogProbs(split, utterances_of(rows), np.split(frames, ends[:-1]))
 
@@ -308,11 +311,19 @@ class Beam(_BeamSearch):
     @property
     def given(self): return {k: v for k in SETTINGS if (v := getattr(self, k)) is not None}
 
+    def values(self, opened, decoder): return DEFAULTS | (_chosen(opened, decoder) or {}) | self.given
+
     @contextmanager
     def open(self, opened: Opened):
         with _beam_search(self, opened) as (decoder, settings):
-            values = DEFAULTS | (_chosen(opened, decoder) or {}) | self.given
+            values = self.values(opened, decoder)
             yield partial(decoder.decode_batch, **values), settings | values
+
+    @contextmanager
+    def open_words(self, opened: Opened): # the best hypothesis' words, with times and confidences (`23a_transcribe`)
+        with _beam_search(self, opened) as (decoder, settings):
+            search = partial(decoder.nbest_batch, n=1, **self.values(opened, decoder))
+            yield lambda log_probs: [found[0].words for found in search(log_probs)]
 
     def made(self, settings: dict) -> bool: return _same_text(self, settings) and self.given.items() <= settings.items()
 

@@ -1,16 +1,17 @@
 "The command line as a person meets it: what is printed, what is written, exit codes, and one clear line for each mistake."
-import os, re, shutil, subprocess, sys
+import json, os, re, shutil, subprocess, sys
 
-import numpy as np, pandas as pd, pytest
+import numpy as np, pandas as pd, pytest, torch
 from conftest import ROOT, environment
 from pictures import picture_config, picture_values, write_pictures
 from ruamel.yaml import YAML
 
-from self_distill.checkpoint import load_checkpoint
+from self_distill.checkpoint import load_checkpoint, load_model
 from self_distill.cli import main, named_systems
+from self_distill.evaluate import log_probs_of
 from self_distill.language_model import estimate_arpa
 from self_distill.ledger import read_ledger
-from self_distill.records import read_record
+from self_distill.records import find_decode, read_record
 from self_distill.training import train
 
 BEST, OTHER = 'models/pictures/checkpoint_best.pt', 'models/other/checkpoint_best.pt'
@@ -118,6 +119,35 @@ def test_train_in_this_process(say, root):
     code, out, err = say('train', '--no-notebook', '--config', 'pictures.yaml', 'run=third', 'training.epochs=1')
     assert code == 0 and (root/'results/third.json').exists()
 
+def test_transcribe_stored_features(say, root):
+    "A model of precomputed features reads files of them, whole, and hears what evaluation hears."
+    dev = pd.read_csv(root/'pictures.csv').query("split == 'dev'")
+    heard = find_decode(read_record('results/pictures.json'), 'dev', 'greedy').hypotheses
+    code, out, err = say('transcribe', *dev.path, '--checkpoint', BEST, '--format', 'json')
+    told = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and [t['text'] for t in told] == heard
+    assert all(w['start'] < w['end'] <= t['seconds'] + 0.04 and 0 <= w['confidence'] <= 1 for t in told for w in t['words'])
+    beam = say('transcribe', *dev.path, '--checkpoint', BEST, '--beam', '--workers', 1, '--format', 'ctm')[1]
+    assert {len(line.split()) for line in beam.splitlines()} == {6} and len(beam.splitlines()) >= 90
+
+def test_transcribe_a_folder_into_files(say, root):
+    (root/'some/deep').mkdir(parents=True)
+    for k in (4, 10): shutil.copy(root/f'{k}.npy', root/'some/deep')
+    code, out, err = say('transcribe', root/'some', '--checkpoint', BEST, '--format', 'srt', '--folder', root/'subtitles')
+    assert code == 0 and sorted(p.name for p in (root/'subtitles/deep').iterdir()) == ['10.srt', '4.srt']
+    assert re.match(r'1\n00:00:0\d,\d{3} --> 00:00:0\d,\d{3}\n\w', (root/'subtitles/deep/4.srt').read_text())
+
+def test_export(say, root, refuses, monkeypatch):
+    onnxruntime = pytest.importorskip('onnxruntime', reason='onnxruntime is not installed (pip install self_distill[export])')
+    assert say('export', BEST, root/'pictures.onnx')[0] == 0
+    loaded, x = load_model(BEST), np.load(root/'4.npy')[None]
+    session = onnxruntime.InferenceSession(root/'pictures.onnx')
+    log_probs, _ = session.run(None, dict(features=x, lengths=np.array([x.shape[1]])))
+    assert np.abs(log_probs[0] - log_probs_of(loaded, [torch.from_numpy(x[0])], 1)[0]).max() < 1e-4
+    assert session.get_modelmeta().custom_metadata_map['run'] == 'pictures'
+    monkeypatch.setitem(sys.modules, 'onnx', None)
+    assert 'pip install onnx' in refuses('export', BEST, root/'again.onnx')
+
 # mistakes
 
 @pytest.mark.parametrize('words, told', [
@@ -141,6 +171,12 @@ def test_train_in_this_process(say, root):
     (('evaluate-beam', '--checkpoint', BEST, '--engine', 'magic'), 'choose one of'),
     (('search', '--checkpoint', BEST, '--lm_weights', '0.5;1'), 'commas between'),
     (('search', '--checkpoint', BEST, '--language_model', 'capitals.arpa'), 'are of another case'),
+    (('transcribe', 'letters.csv', '--checkpoint', BEST), "features of kind 'precomputed'"),
+    (('transcribe', '4.npy', '--checkpoint', BEST, '--format', 'doc'), 'choose text'),
+    (('transcribe', '4.npy', '5.npy', '--checkpoint', BEST, '--format', 'srt'), 'name a --folder'),
+    (('transcribe', '4.npy', 'models/../4.npy', '--checkpoint', BEST, '--folder', 'out'), 'two recordings'),
+    (('transcribe', '4.npy', '--checkpoint', BEST, '--language_model', 'missing.arpa'), 'no such language model'),
+    (('export', BEST, 'a.tflite'), 'ends in .onnx or .pt2'),
     (('lm', '--config', 'pictures.yml'), 'no such config file'),
     (('lm', '--config', 'pictures.yaml', '--text', 'missing.txt'), 'missing.txt'),
     (('ensemble', '--run', 'pictures'), 'no such checkpoint'),
