@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['app', 'Config', 'Overrides', 'CHECKPOINT', 'Checkpoints', 'Split', 'Why', 'Device', 'Data', 'ARPA', 'LanguageModel',
-           'Engine', 'Workers', 'LMWeight', 'WordBonus', 'BeamWidth', 'Name', 'Plan', 'Jobs', 'DryRun', 'Status',
-           'DEMO', 'DEMO_PLAN', 'DEMO_RECORDS', 'DEMO_FIGURES', 'train', 'evaluate', 'evaluate_beam', 'numbers',
-           'search', 'lm', 'ensemble', 'named_systems', 'all_systems', 'compare', 'split_engine_options', 'experiments',
-           'figures', 'doctor', 'demo', 'main']
+           'Engine', 'Workers', 'LMWeight', 'WordBonus', 'BeamWidth', 'Name', 'RUNS', 'Plan', 'Jobs', 'DryRun',
+           'Status', 'DEMO', 'DEMO_PLAN', 'DEMO_RECORDS', 'DEMO_FIGURES', 'train', 'evaluate', 'evaluate_beam',
+           'numbers', 'search', 'lm', 'ensemble', 'named_systems', 'all_systems', 'compare', 'report',
+           'split_engine_options', 'experiments', 'figures', 'doctor', 'demo', 'main']
 
 # %% ../nbs/29_cli.ipynb #imports
 import os, sys, time
@@ -187,6 +187,19 @@ def compare(runs: _words('run, run@checkpoint or record; none: all there are') =
             decoder: _texts('decoder', 'greedy, beam, …  [default: those that all have]') = None):
     "Error rates side by side, with intervals and tests."
     _comparison([named_systems(runs)] if runs else all_systems(split), split, baseline, decoder)
+
+# %% ../nbs/29_cli.ipynb #report
+RUNS = 'run, run@checkpoint or record; then data.path=… where the corpus has moved'
+
+@app.command()
+def report(runs: Annotated[list[str], typer.Argument(help=RUNS, show_default=False)],
+           split: Annotated[str, typer.Option(help='dev or test, as the records have them')] = 'dev',
+           utterances: Annotated[int, typer.Option(min=0, help='how many get sound, spectrogram and posteriors')] = 40,
+           output: Annotated[Optional[str], _option('output', '[default: runs/report/<runs>_<split>.html]')] = None):
+    "One HTML page of errors: aligned texts, sound, confusions."
+    from self_distill.report import report
+    names, overrides = [w for w in runs if '=' not in w], [w for w in runs if '=' in w]
+    report(named_systems(names), split, overrides, utterances, output)
 
 # %% ../nbs/29_cli.ipynb #engine-options
 def split_engine_options(words: list # 'data.path=/my/an4', '--executor', 'slurm'
