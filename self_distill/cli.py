@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'Config', 'Overrides', 'CHECKPOINT', 'Checkpoints', 'Split', 'Why', 'Device', 'Data', 'ARPA', 'LanguageModel',
            'Engine', 'Workers', 'LMWeight', 'WordBonus', 'BeamWidth', 'Name', 'RUNS', 'Plan', 'Jobs', 'DryRun',
-           'Status', 'DEMO', 'DEMO_PLAN', 'DEMO_RECORDS', 'DEMO_FIGURES', 'train', 'evaluate', 'evaluate_beam',
-           'numbers', 'search', 'lm', 'ensemble', 'named_systems', 'all_systems', 'compare', 'report',
+           'Status', 'DEMO', 'DEMO_PLAN', 'DEMO_RECORDS', 'DEMO_FIGURES', 'train', 'prepare', 'evaluate',
+           'evaluate_beam', 'numbers', 'search', 'lm', 'ensemble', 'named_systems', 'all_systems', 'compare', 'report',
            'split_engine_options', 'experiments', 'figures', 'doctor', 'demo', 'main']
 
 # %% ../nbs/29_cli.ipynb #imports
@@ -48,6 +48,14 @@ def train(config: Config, overrides: Overrides = None,
     code = run_notebook('30_train', output, {'config': str(root_path(config)), 'overrides': overrides or []})
     if code: raise RuntimeError(notebook_error(output) or f'papermill ended with exit code {code}; {output} says why')
     typer.echo(f'The executed notebook is {output}')
+
+# %% ../nbs/29_cli.ipynb #prepare
+@app.command()
+def prepare(overrides: Overrides = None, config: Config = 'configs/baseline.yaml'):
+    "Look at a corpus before training: contents, all faults, costs."
+    from self_distill.config import load_config
+    from self_distill.prepare import prepare
+    if prepare(load_config(config, overrides or [])).faults: raise typer.Exit(1)
 
 # %% ../nbs/29_cli.ipynb #options
 CHECKPOINT = 'models/<run>/checkpoint_best.pt; several: the mean of their probabilities'

@@ -118,6 +118,7 @@ def test_search_sort_and_filter(opened):
 def test_words_stand_below_the_words_they_answer(opened):
     slots = "[...document.querySelector('[data-index=\"1\"]').querySelectorAll('.flow .slot')].map(s => [...s.children].map(c => c.textContent))"
     assert opened(slots) == [['close', 'clothes', 'close'], ['a', 'a', 'a'], ['', '', '+big'], ['window', 'window', 'window'], ['now', '–', 'no']]
+    opened.click('summary')
     opened.click('#confusions tbody tr:first-child')
     pair = opened("document.getElementById('search').value")
     assert pair.count('→') == 1 and 0 < len(opened(IDS)) < 4
