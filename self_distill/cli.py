@@ -63,7 +63,7 @@ Checkpoints = Annotated[list[str], _option('checkpoint', CHECKPOINT)]
 Split = Annotated[str, typer.Option(help='train, dev or test; a reading of test is noted in results/test_ledger.jsonl')]
 Why = Annotated[str, typer.Option(help='the reason for reading the test set, for the ledger')]
 Device = Annotated[str, typer.Option(help='auto, cpu, cuda, cuda:1, mps')]
-Data = _words('where the corpus is, data.path=/my/copy')
+Data = _words('where the corpus is, data.path=/my/copy; or another, data.corpus=manifest data.path=/my/calls.csv')
 ARPA = 'ARPA file  [default: the 3-gram of the training text]'
 LanguageModel = Annotated[Optional[str], _option('language_model', ARPA)]
 Engine = Annotated[str, typer.Option(help='pyctcdecode or ctc-beam-decoder')]

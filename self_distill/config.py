@@ -99,8 +99,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 @dataclass(config=SECTION)
 class DataConfig:
     "Which corpus, and which split of it"
-    corpus: str = 'demo'             # demo | an4 | manifest (04_corpora lists them)
-    path: Optional[str] = None       # folder or manifest file of the corpus
+    corpus: str = 'demo'             # demo | an4 | mboshi | manifest (04c_formats), or module:function (04_corpora)
+    path: Optional[str] = None       # its folder or file, from where the command is given or else from the root
     protocol: str = 'official'       # how it is split: official | folds (an4)
     fold: Index = 0                  # which fold is tested, for protocol folds
     utterances: Count = 600          # size of the demo corpus

@@ -10,7 +10,7 @@ __all__ = ['DEFAULTS', 'WHY', 'TEMPERATURES', 'data_settings', 'open_corpus', 'o
            'add_figure_arrays']
 
 # %% ../nbs/23_evaluate.ipynb #evaluate-imports
-import hashlib, re, time
+import hashlib, json, re, time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +25,7 @@ from .batches import output_frames
 from .beam_search import ENGINES, BeamDecoder
 from .checkpoint import LoadedModel, save_checkpoint
 from .config import Config, DataConfig, apply_override, build_config, config_dict, config_hash, root_path
-from .corpora import Corpus, heard, load_corpus, store
+from .corpora import Corpus, fingerprint, heard, load_corpus, store
 from .ensemble import checkpoint_name, load_average, load_ensemble, open_model
 from .environment import pick_device
 from .features import normalize
@@ -56,12 +56,22 @@ def data_settings(config: Config,
 def open_corpus(loaded: LoadedModel,
                 overrides=() # as in `data_settings`
                ) -> Corpus:
-    "The corpus that a model is decoded on, its texts and features as in training"
-    return load_corpus(data_settings(loaded.config, overrides), loaded.config.text, loaded.config.features)
+    "The corpus that a model is decoded on, its texts, features and vocabulary as in training"
+    return load_corpus(data_settings(loaded.config, overrides), loaded.config.text, loaded.config.features, loaded.tokenizer)
+
+# %% ../nbs/23_evaluate.ipynb #another-corpus
+def _another(loaded, corpus, data, overrides):
+    "What to call a corpus of the user's on which a model was not trained: its name and digits of its fingerprint; or None"
+    if not any(o.startswith('data.corpus=') for o in overrides) or data.corpus in ('demo', 'an4', 'mboshi'): return None
+    here = fingerprint(corpus)
+    if here == (loaded.payload.get('data') or {}).get('fingerprint'): return None
+    name = re.sub(r'\W+', '_', Path(data.path or data.corpus).stem)
+    return f'{name}_{hashlib.sha256(json.dumps(here, sort_keys=True).encode()).hexdigest()[:6]}'
 
 # %% ../nbs/23_evaluate.ipynb #record-config
-def _record_config(config, data):
+def _record_config(config, data, another=None):
     "The config under which a decoding is recorded: the run's own, or one named after run and corpus"
+    if another: return replace(config, run=f'{config.run}_on_{another}', data=data)
     parts = ('corpus', 'protocol', 'fold', 'utterances', 'seed')
     differ = [k for k in parts if getattr(data, k) != getattr(config.data, k)]
     if not differ: return config
@@ -77,10 +87,11 @@ def _teacher(loaded):
 # %% ../nbs/23_evaluate.ipynb #open-record
 def open_record(loaded: LoadedModel,
                 data: DataConfig | None = None, # the corpus that is decoded (None: the one it was trained on)
-                folder='results'                # of records
+                folder='results',               # of records
+                another: str | None = None      # what a corpus of the user's own is called
                ) -> Record:
     "The record of a model's run, or a new one; RecordError where it was made with other settings"
-    config = _record_config(loaded.config, data or loaded.config.data)
+    config = _record_config(loaded.config, data or loaded.config.data, another)
     path = record_path(config.run, folder)
     if not path.exists():
         device, parameters = next(loaded.model.parameters()).device, count_parameters(loaded.model)
@@ -131,13 +142,14 @@ class Opened:
     data: DataConfig # where the corpus and its cache are
     folder: str      # of the record and the ledger
     record: Record
+    another: str | None = None # what a corpus of the user's own is called
 
     def keep(self, change): # a function from a record to a record
         "Change the record as it is on disk now, and write it; other processes wait"
         path = record_path(self.record.run, self.folder)
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f'.{path.name}.lock')):
-            self.record = change(open_record(self.loaded, self.data, self.folder))
+            self.record = change(open_record(self.loaded, self.data, self.folder, self.another))
             write_record(self.record, self.folder)
 
 # %% ../nbs/23_evaluate.ipynb #open-for-evaluation
@@ -149,9 +161,11 @@ def open_for_evaluation(checkpoint,      # file, several files (an ensemble), or
     "Model, corpus and record; RecordError where the corpus is not the one that the record lists"
     loaded = open_model(checkpoint, pick_device(device))
     data = data_settings(loaded.config, overrides)
-    corpus, record = open_corpus(loaded, overrides), open_record(loaded, data, folder)
+    corpus = open_corpus(loaded, overrides)
+    another = _another(loaded, corpus, data, overrides)
+    record = open_record(loaded, data, folder, another)
     _check_utterances(record, corpus)
-    return Opened(loaded, corpus, data, folder, record)
+    return Opened(loaded, corpus, data, folder, record, another)
 
 # %% ../nbs/23_evaluate.ipynb #log-probs-class
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 import self_distill
 from .checkpoint import load_checkpoint, weights_hash
 from .config import config_dict, config_hash, dotted, root_path
+from .corpora import user_folder
 from .ensemble import numbered_checkpoints
 from .environment import end_with_parent
 from .evaluate import Greedy, add_figure_arrays, evaluate, evaluate_ensemble, is_recorded
@@ -133,7 +134,7 @@ def run_notebook(name: str,       # '30_train'
     output.unlink(missing_ok=True)
     command = [sys.executable, '-m', 'papermill', path, output, '--kernel', 'python3', '--log-output', '--no-progress-bar',
                '--cwd', path.parent, '-y', json.dumps(parameters)]
-    here = os.environ | {'SELF_DISTILL_ROOT': str(root_path('.'))}
+    here = os.environ | {'SELF_DISTILL_ROOT': str(root_path('.')), 'SELF_DISTILL_FROM': str(user_folder())}
     process = subprocess.Popen([str(c) for c in command], start_new_session=True, env=here, stderr=subprocess.PIPE,
                                text=True, encoding='utf-8', preexec_fn=None if os.name == 'nt' else end_with_parent)
     with _passing_on(lambda number: _stop_kernel(process, number)):
@@ -289,7 +290,8 @@ def _engine(folder, jobs, left, options, dry_run):
     command = [sys.executable, '-m', 'snakemake', '--jobs', jobs, '--keep-going', '--configfile', 'call.json', *options,
                *(['--dry-run'] if dry_run else []), '--directory', '.', *(f'{name}.done' for name in left)]
     with open(folder/'engine.log', 'w') as log:
-        output = dict(stdout=log if dry_run else None, stderr=None if options else log)
+        output = dict(stdout=log if dry_run else None, stderr=None if options else log,
+                      env=os.environ | {'SELF_DISTILL_FROM': str(user_folder())})
         process = subprocess.Popen([str(c) for c in command], cwd=folder, start_new_session=True, **output)
     stopped = []
     def stop(number):

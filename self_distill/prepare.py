@@ -17,7 +17,8 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd
 
 from .batches import epoch_batches, too_short
 from .config import Config, atomic_write, root_path
-from .corpora import CORPORA, SPLITS, Corpus, audio_header, load_corpus, read_array, shared_recordings
+from .corpora import (CORPORA, SPLITS, Corpus, audio_header, complete, find_corpus, load_corpus, read_array,
+                                  shared_recordings)
 from .model import count_parameters
 from .trainer import Trainer, loader
 
@@ -58,8 +59,7 @@ MENDS = {'ids given more than once': _first_of_each, 'are unknown; name them': _
 # %% ../nbs/18a_prepare.ipynb #prepare-read
 def _table(data, features):
     "The table of a corpus, unchecked"
-    if data.corpus not in CORPORA: raise ValueError(f'data.corpus {data.corpus!r} is unknown; choose {", ".join(CORPORA)}')
-    return CORPORA[data.corpus](data, features)
+    return complete(find_corpus(data.corpus)(data, features), data.path or data.corpus)
 
 def _read(table, config, on_error='skip'):
     "The corpus of a table, without utterances that have a fault"

@@ -148,8 +148,10 @@ def posteriors_of(record: Record,
                  ) -> tuple:             # utterance → (T', V) probabilities, and tokens
     "Posteriors of a run, from its checkpoint where it is here, or from the record"
     config = build_config(record.config, record.run)
-    file = root_path(config.checkpoints.folder)/config.run/f'checkpoint_{checkpoint}.pt'
-    if corpus is None or not file.is_file(): return _recorded_posteriors(record)
+    runs = config.run, config.run.rpartition('_on_')[0] # a decoding of another corpus is named after both
+    files = [root_path(config.checkpoints.folder)/run/f'checkpoint_{checkpoint}.pt' for run in runs if run]
+    file = next(filter(Path.is_file, files), None)
+    if corpus is None or file is None: return _recorded_posteriors(record)
     loaded, decode = load_model(file), next(d for d in record.decodes if (d.split, d.checkpoint) == (split, checkpoint))
     if loaded.weights_sha256 != decode.weights_sha256 and loaded.payload['sha256'] != decode.checkpoint_sha256:
         return _recorded_posteriors(record)

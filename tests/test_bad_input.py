@@ -7,13 +7,15 @@ import nbformat, numpy as np, pandas as pd, pytest, torch
 from conftest import ROOT
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from self_distill import corpora, doctor
+from self_distill import an4, doctor
+from self_distill.an4 import download, unpack
 from self_distill.batches import Utterance, UtteranceDataset, collate, epoch_batches, output_frames, too_short
 from self_distill.checkpoint import load_model
 from self_distill.config import ConfigError, DataConfig, FeatureConfig, TextConfig, build_config, config_dict
-from self_distill.corpora import COLUMNS, SPLITS, check_manifest, default_split, download, load_corpus, read_table, unpack
+from self_distill.corpora import COLUMNS, SPLITS, check_manifest, default_split, load_corpus
 from self_distill.environment import pick_device
 from self_distill.features import read_mfc
+from self_distill.formats import read_table
 from self_distill.language_model import estimate_arpa, read_sentences
 from self_distill.ledger import append_ledger
 from self_distill.records import add_decode, make_decode, read_record
@@ -51,7 +53,7 @@ def archive_numbers(): file = io.BytesIO(); np.savez(file, x=np.zeros((5, 20)));
 
 # kind: mistake, a function of a folder that makes it, words of the answer
 MORE = [
-    ('manifest: unknown corpus', lambda f: P.corpus(f, corpus='an5'), 'demo, an4, manifest'),
+    ('manifest: unknown corpus', lambda f: P.corpus(f, corpus='an5'), 'demo, an4, mboshi, manifest'),
     ('manifest: no path in the config', lambda f: P.corpus(f, path=None), 'data.path'),
     ('manifest: empty', lambda f: P.corpus(f, ''), 'm.csv', 'holds no utterance'),
     ('manifest: a column twice', lambda f: P.corpus(f, G.replace('split', 'text', 1)), 'm.csv', 'each column once'),
@@ -178,7 +180,7 @@ def manifests(draw):
     if mistake == 'id': table.loc[a, 'id'] = table.id[b]
     if mistake == 'name': table.loc[a, 'split'] = 'Test'
     if mistake == 'path': table.loc[a, 'path'] = draw(st.sampled_from(['', './', 'x/../'])) + table.path[b]
-    if mistake == 'empty': table = table[table.split != splits[a]]
+    if mistake == 'empty': table = table[table.split != 'dev']
     return table, mistake
 
 @few
@@ -292,7 +294,7 @@ def sha256(data): return hashlib.sha256(data).hexdigest()
 
 def test_an4_is_downloaded_once_checked_and_read(server, tmp_path, monkeypatch):
     server.content = tarball(sphinx())
-    monkeypatch.setattr(corpora, 'AN4_URL', server.url); monkeypatch.setattr(corpora, 'AN4_SHA256', sha256(server.content))
+    monkeypatch.setattr(an4, 'AN4_URL', server.url); monkeypatch.setattr(an4, 'AN4_SHA256', sha256(server.content))
     for _ in range(2):
         corpus = load_corpus(DataConfig(corpus='an4', cache=str(tmp_path)), TextConfig(), FeatureConfig())
         assert corpus.summary().utterances.to_dict() == dict(train=7, dev=1, test=1) and server.asked == [0]
