@@ -207,6 +207,7 @@ def report(runs: Annotated[list[str], typer.Argument(help=RUNS, show_default=Fal
     "One HTML page of errors: aligned texts, sound, confusions."
     from self_distill.report import report
     names, overrides = [w for w in runs if '=' not in w], [w for w in runs if '=' in w]
+    if not names: raise ValueError('report: name a run, or the file of a record')
     report(named_systems(names), split, overrides, utterances, output)
 
 # %% ../nbs/29_cli.ipynb #engine-options
