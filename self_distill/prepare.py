@@ -52,8 +52,8 @@ def _one_width(table):
     widths = table.path.map(width)
     return table[widths.isna() | widths.isin(widths.mode())] # what cannot be read is a fault of its own
 
-MENDS = {'ids given more than once': _first_of_each, 'are unknown; name them': _known_splits, 'no utterance in split': _some_of_each,
-         'recordings in more than one split': _one_split_each, 'would be spelled in English': _without_digits,
+MENDS = {'ids given more than once': _first_of_each, 'are unknown; name them': _known_splits,
+         'no utterance in split': _some_of_each, 'recordings in more than one split': _one_split_each, 'would be spelled in English': _without_digits,
          'frames of different widths': _one_width, 'recordings with the same content': _own_contents} # by words of the fault
 
 # %% ../nbs/18a_prepare.ipynb #prepare-read
@@ -118,7 +118,8 @@ def text_lines(corpus: Corpus,
     tokens, changes = corpus.tokenizer.tokens, corpus.changes
     seen = set(' '.join(corpus.rows('train').text)) if corpus.tokenizer.kind == 'character' else set(tokens)
     lost = Counter(c for a, b in changes for c in a.lower() if c not in b and not c.isspace())
-    shown = [min((c for c in changes if sign in c[0].lower()), key=lambda c: len(c[0])) for sign, _ in lost.most_common(most)]
+    shown = [min((c for c in changes if sign in c[0].lower()), key=lambda c: len(c[0]))
+             for sign, _ in lost.most_common(most)]
     unseen = [t for t in tokens[1:] if t not in seen]
     return [corpus.text_report().splitlines()[0], *([f'never in training: {" ".join(unseen)}'] if unseen else []),
             f'{len(changes)} of {len(corpus.manifest)} transcripts changed by the normalizer'
@@ -158,7 +159,8 @@ def timed_update(trainer: Trainer
 # %% ../nbs/18a_prepare.ipynb #prepare-time
 def time_text(seconds: float) -> str: # '43 s', '29 min', '4.5 h'
     "A duration in the unit that suits it"
-    return f'{seconds:.0f} s' if seconds < 100 else f'{seconds/60:.0f} min' if seconds < 6000 else f'{seconds/3600:.1f} h'
+    if seconds < 100: return f'{seconds:.0f} s'
+    return f'{seconds/60:.0f} min' if seconds < 6000 else f'{seconds/3600:.1f} h'
 
 # %% ../nbs/18a_prepare.ipynb #prepare-cost
 def cost_lines(config: Config,
@@ -169,7 +171,8 @@ def cost_lines(config: Config,
     trainer = Trainer(config)
     seconds, timed = timed_update(trainer)
     epoch = seconds/timed*(sum(trainer.train_set.lengths) + sum(trainer.dev_set.lengths)/3)
-    return [f'{frames:,} frames of {corpus.input_size} features take {frames*corpus.input_size*4/2**20:.0f} MiB in {config.data.cache}/features',
+    return [f'{frames:,} frames of {corpus.input_size} features take {frames*corpus.input_size*4/2**20:.0f} MiB '
+            f'in {config.data.cache}/features',
             f'{count_parameters(trainer.model):,} parameters on {trainer.device}: an update in {seconds:.1f} s, an epoch of '
             f'{trainer.updates_per_epoch} updates and its validation in about {time_text(epoch)}, '
             f'{epochs} epochs in {time_text(epoch*epochs)}']
@@ -198,7 +201,8 @@ def _lengths(axes, m):
 def _limit(axes, m):
     "Characters against seconds, and CTC's limit"
     for s in SPLITS: axes.scatter(m.duration[m.split == s], m.text.str.len()[m.split == s], 4, SHADES[s], alpha=0.6, lw=0)
-    axes.plot([0, m.duration.max()], [0, 25*m.duration.max()], '--', color='gray', lw=0.8, label='as many as CTC can write')
+    most = m.duration.max()
+    axes.plot([0, most], [0, 25*most], '--', color='gray', lw=0.8, label='as many as CTC can write')
     axes.legend(frameon=False, loc='lower right')
     axes.set(xlabel='seconds', ylabel='characters', ylim=(0, 1.1*m.text.str.len().max()))
 
@@ -212,7 +216,8 @@ def _speakers(axes, m):
 def _tokens(axes, corpus):
     "How often training shows each token, the rarest 60 of them"
     encoded = Counter(k for text in corpus.rows('train').text for k in corpus.tokenizer.encode(text))
-    counts = sorted(((t.replace(' ', '␣'), encoded[k]) for k, t in enumerate(corpus.tokenizer.tokens) if k), key=lambda c: -c[1])[-60:]
+    counts = [(t.replace(' ', '␣'), encoded[k]) for k, t in enumerate(corpus.tokenizer.tokens) if k]
+    counts = sorted(counts, key=lambda c: -c[1])[-60:]
     axes.bar(range(len(counts)), [n for _, n in counts], color=SHADES['train'])
     axes.set(yscale='symlog', ylabel='times in train', ylim=(0, None))
     axes.set_xticks(range(len(counts)), [t for t, _ in counts], fontsize=7)

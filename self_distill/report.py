@@ -33,13 +33,13 @@ def short_names(names: list) -> list:
 # %% ../nbs/24a_report.ipynb #report-column
 def _column(system, name, row, split):
     "What the page shows of a system's decoder; row: of `Comparison.table`"
-    counts, decode = (f(s, split, row.decoder, *more) for f, s, more in (
-        (pooled_counts, system, ()), (find_decode, system.records[0], (system.checkpoint,))))
+    counts = pooled_counts(system, split, row.decoder)
     interval, (*errors, words) = bootstrap_interval(counts), (int(counts[part].sum()) for part in PARTS)
+    settings = find_decode(system.records[0], split, row.decoder, system.checkpoint).settings
     return dict(name=name, system=system.name, decoder=row.decoder, runs=row.runs, wer=round(row.wer, 4),
                 low=round(interval.low, 4), high=round(interval.high, 4), unit=f'{interval.units} {interval.unit}',
                 cer=round(row.cer, 4), words=words, errors=errors, by_run=list(row.by_run),
-                settings=', '.join(f'{k} {v}' for k, v in decode.settings.items()))
+                settings=', '.join(f'{k} {v}' for k, v in settings.items()))
 
 # %% ../nbs/24a_report.ipynb #report-columns
 def columns_of(systems: list, # of System
@@ -132,8 +132,8 @@ def track(name: str,                 # of the system
          ) -> dict:
     "Posteriors of one utterance as the page draws them"
     percent = np.rint(100*probabilities).astype(int)
-    return dict(name=name, frames=len(percent),
-                tokens=[[tokens[v] if v else '', percent[:, v].tolist()] for v in range(len(tokens)) if percent[:, v].max() >= 5])
+    shown = [v for v in range(len(tokens)) if percent[:, v].max() >= 5]
+    return dict(name=name, frames=len(percent), tokens=[[tokens[v] if v else '', percent[:, v].tolist()] for v in shown])
 
 # %% ../nbs/24a_report.ipynb #report-posteriors
 def _recorded_posteriors(record):
@@ -214,7 +214,8 @@ def page_html(page: dict # of `page_of`
 def _about(systems, split, utterances):
     "What the page is about, in a line"
     speakers, words = len({u['speaker'] for u in utterances}), sum(len(u['reference'].split()) for u in utterances)
-    corpora, minutes = ', '.join(dict.fromkeys(r.corpus for s in systems for r in s.records)), sum(u['seconds'] for u in utterances)/60
+    corpora = ', '.join(dict.fromkeys(r.corpus for s in systems for r in s.records))
+    minutes = sum(u['seconds'] for u in utterances)/60
     return f'{corpora}, {split}: {len(utterances)} utterances, {words} words, {minutes:.1f} minutes, {speakers} speakers'
 
 # %% ../nbs/24a_report.ipynb #report-page
@@ -229,7 +230,8 @@ def page_of(systems: list, # of System
     media, shows, missing = media_of([utterances[k] for k in telling(utterances, most)], systems, split, overrides)
     if split == 'test': notes = ['A test set is for the end: choose nothing by what is seen here.', *notes]
     return dict(title=', '.join(short_names([s.name for s in systems])), about=_about(systems, split, utterances),
-                notes=notes + missing, picture=shows, audio=any('audio' in m for m in media.values()), utterances=utterances,
+                notes=notes + missing, picture=shows, audio=any('audio' in m for m in media.values()),
+                utterances=utterances,
                 columns=[c | dict(gain=tests.get((c['system'], c['decoder']))) for c in columns],
                 media={k: m for k, u in enumerate(utterances) if (m := media.get((u['id'], u['reference'])))})
 
@@ -246,6 +248,6 @@ def report(systems: list, # of System
     path = root_path(output or f'runs/report/{name}_{split}.html')
     with atomic_write(path, durable=False) as file: file.write(page_html(page))
     count = lambda what: sum(what in m for m in page['media'].values())
-    print(f'{path}\n{len(page["utterances"])} utterances, {count("audio")} with sound, {count("picture")} with a spectrogram, '
-          f'{count("posteriors")} with posteriors; {path.stat().st_size/2**20:.1f} MiB', *page['notes'], sep='\n')
+    print(f'{path}\n{len(page["utterances"])} utterances, {count("audio")} with sound, '
+          f'{count("picture")} with a spectrogram, {count("posteriors")} with posteriors; {path.stat().st_size/2**20:.1f} MiB', *page['notes'], sep='\n')
     return path
