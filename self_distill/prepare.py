@@ -53,8 +53,9 @@ def _one_width(table):
     return table[widths.isna() | widths.isin(widths.mode())] # what cannot be read is a fault of its own
 
 MENDS = {'ids given more than once': _first_of_each, 'are unknown; name them': _known_splits,
-         'no utterance in split': _some_of_each, 'recordings in more than one split': _one_split_each, 'would be spelled in English': _without_digits,
-         'frames of different widths': _one_width, 'recordings with the same content': _own_contents} # by words of the fault
+         'no utterance in split': _some_of_each, 'recordings in more than one split': _one_split_each,
+         'would be spelled in English': _without_digits, 'frames of different widths': _one_width,
+         'recordings with the same content': _own_contents} # by words of the fault
 
 # %% ../nbs/18a_prepare.ipynb #prepare-read
 def _table(data, features):
@@ -173,7 +174,8 @@ def cost_lines(config: Config,
     epoch = seconds/timed*(sum(trainer.train_set.lengths) + sum(trainer.dev_set.lengths)/3)
     return [f'{frames:,} frames of {corpus.input_size} features take {frames*corpus.input_size*4/2**20:.0f} MiB '
             f'in {config.data.cache}/features',
-            f'{count_parameters(trainer.model):,} parameters on {trainer.device}: an update in {seconds:.1f} s, an epoch of '
+            f'{count_parameters(trainer.model):,} parameters on {trainer.device}: an update in {seconds:.1f} s, '
+            f'an epoch of '
             f'{trainer.updates_per_epoch} updates and its validation in about {time_text(epoch)}, '
             f'{epochs} epochs in {time_text(epoch*epochs)}']
 

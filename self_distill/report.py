@@ -133,7 +133,8 @@ def track(name: str,                 # of the system
     "Posteriors of one utterance as the page draws them"
     percent = np.rint(100*probabilities).astype(int)
     shown = [v for v in range(len(tokens)) if percent[:, v].max() >= 5]
-    return dict(name=name, frames=len(percent), tokens=[[tokens[v] if v else '', percent[:, v].tolist()] for v in shown])
+    return dict(name=name, frames=len(percent),
+                tokens=[[tokens[v] if v else '', percent[:, v].tolist()] for v in shown])
 
 # %% ../nbs/24a_report.ipynb #report-posteriors
 def _recorded_posteriors(record):
@@ -249,5 +250,6 @@ def report(systems: list, # of System
     with atomic_write(path, durable=False) as file: file.write(page_html(page))
     count = lambda what: sum(what in m for m in page['media'].values())
     print(f'{path}\n{len(page["utterances"])} utterances, {count("audio")} with sound, '
-          f'{count("picture")} with a spectrogram, {count("posteriors")} with posteriors; {path.stat().st_size/2**20:.1f} MiB', *page['notes'], sep='\n')
+          f'{count("picture")} with a spectrogram, {count("posteriors")} with posteriors; '
+          f'{path.stat().st_size/2**20:.1f} MiB', *page['notes'], sep='\n')
     return path
