@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['app', 'Config', 'Overrides', 'CHECKPOINT', 'Checkpoints', 'Split', 'Why', 'Device', 'Data', 'ARPA', 'LanguageModel',
            'Engine', 'Workers', 'LMWeight', 'WordBonus', 'BeamWidth', 'Name', 'Files', 'Format', 'Folder', 'UseBeam',
-           'GivenModel', 'Pause', 'Plan', 'Jobs', 'DryRun', 'Status', 'DEMO', 'DEMO_PLAN', 'DEMO_RECORDS',
-           'DEMO_FIGURES', 'train', 'evaluate', 'evaluate_beam', 'numbers', 'search', 'lm', 'ensemble', 'transcribe',
-           'export', 'named_systems', 'all_systems', 'compare', 'split_engine_options', 'experiments', 'figures',
-           'doctor', 'demo', 'main']
+           'GivenModel', 'Pause', 'RUNS', 'Plan', 'Jobs', 'DryRun', 'Status', 'DEMO', 'DEMO_PLAN', 'DEMO_RECORDS',
+           'DEMO_FIGURES', 'train', 'prepare', 'evaluate', 'evaluate_beam', 'numbers', 'search', 'lm', 'ensemble',
+           'transcribe', 'export', 'named_systems', 'all_systems', 'compare', 'report', 'split_engine_options',
+           'experiments', 'figures', 'doctor', 'demo', 'main']
 
 # %% ../nbs/29_cli.ipynb #imports
 import os, sys, time
@@ -49,6 +49,14 @@ def train(config: Config, overrides: Overrides = None,
     output = root_path('logs')/settings.run/'train.ipynb'
     run_notebook('30_train', output, {'config': str(root_path(config)), 'overrides': overrides or []})
     typer.echo(f'The executed notebook is {output}')
+
+# %% ../nbs/29_cli.ipynb #prepare
+@app.command()
+def prepare(overrides: Overrides = None, config: Config = 'configs/baseline.yaml'):
+    "Look at a corpus before training: contents, all faults, costs."
+    from self_distill.config import load_config
+    from self_distill.prepare import prepare
+    if prepare(load_config(config, overrides or [])).faults: raise typer.Exit(1)
 
 # %% ../nbs/29_cli.ipynb #options
 CHECKPOINT = 'models/<run>/checkpoint_best.pt; several: the mean of their probabilities'
@@ -243,6 +251,20 @@ def compare(runs: _words('run, run@checkpoint or record; none: all there are') =
             decoder: _texts('decoder', 'greedy, beam, …  [default: those that all have]') = None):
     "Error rates side by side, with intervals and tests."
     _comparison([named_systems(runs)] if runs else all_systems(split), split, baseline, decoder)
+
+# %% ../nbs/29_cli.ipynb #report
+RUNS = 'run, run@checkpoint or record; then data.path=… where the corpus has moved'
+
+@app.command()
+def report(runs: Annotated[list[str], typer.Argument(help=RUNS, show_default=False)],
+           split: Annotated[str, typer.Option(help='dev or test, as the records have them')] = 'dev',
+           utterances: Annotated[int, typer.Option(min=0, help='how many get sound, spectrogram and posteriors')] = 40,
+           output: Annotated[Optional[str], _option('output', '[default: runs/report/<runs>_<split>.html]')] = None):
+    "One HTML page of errors: aligned texts, sound, confusions."
+    from self_distill.report import report
+    names, overrides = [w for w in runs if '=' not in w], [w for w in runs if '=' in w]
+    if not names: raise ValueError('report: name a run, or the file of a record')
+    report(named_systems(names), split, overrides, utterances, output)
 
 # %% ../nbs/29_cli.ipynb #engine-options
 def split_engine_options(words: list # 'data.path=/my/an4', '--executor', 'slurm'

@@ -109,6 +109,13 @@ def test_compare(say, root):
     code, out, err = say('compare')
     assert code == 0 and 'Test set' in out
 
+def test_report(say, root):
+    code, out, err = say('report', 'pictures', 'other', '--utterances', 5)
+    assert code == 0 and '20 utterances, 0 with sound, 5 with a spectrogram, 5 with posteriors' in out, err
+    assert (root/'runs/report/pictures_other_dev.html').read_text().startswith('<!doctype html>')
+    code, out, err = say('report', 'pictures', 'data.path=pictures.csv', '--output', 'mine.html', '--utterances', 0)
+    assert code == 0 and 'with sound, 0 with a spectrogram' in out and (root/'mine.html').exists()
+
 def test_a_copy_of_the_corpus_elsewhere(say, root, tmp_path):
     for path in root.glob('*.npy'): shutil.copy(path, tmp_path)
     shutil.copy(root/'pictures.csv', tmp_path)
@@ -186,6 +193,10 @@ def test_export(say, root, refuses, monkeypatch):
     (('compare', 'nobody'), 'no such record'),
     (('compare', 'pictures@epoch_099'), 'epoch_099'),
     (('compare', 'pictures', '--split', 'train'), 'no decoder has read train'),
+    (('report', 'nobody'), 'no such record'),
+    (('report', 'pictures', '--split', 'train'), 'no decoder has read train'),
+    (('report', 'pictures', 'data.path=nowhere.csv'), 'nowhere.csv'),
+    (('report', 'data.path=pictures.csv'), 'name a run'),
     (('train', '--config', 'pictures.yaml', '--no-notebook', 'training.epoch=1'), 'nearest valid key is `training.epochs`'),
 ], ids=lambda o: ' '.join(o[:1] + o[-2:]) if isinstance(o, tuple) else '')
 def test_mistakes(words, told, refuses, root):

@@ -1,0 +1,75 @@
+"A corpus looked at before training: every fault at once, and nothing is changed or left behind but the page."
+import numpy as np, pandas as pd, pytest
+from conftest import ROOT
+from pictures import picture_values, write_pictures
+
+from self_distill.cli import main
+from self_distill.config import build_config
+from self_distill.prepare import faults_of, look, prepare
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv('SELF_DISTILL_ROOT', str(tmp_path))
+    write_pictures(tmp_path)
+    return tmp_path
+
+def config(**more): return build_config(picture_values(**more))
+def change(root, **columns): # column → {row: value}
+    table = pd.read_csv(root/'pictures.csv', dtype=object)
+    for name, values in columns.items():
+        for k, value in values.items(): table.loc[k, name] = value
+    table.to_csv(root/'pictures.csv', index=False)
+
+def test_a_sound_corpus_has_its_page_figure_and_cost(root, capsys):
+    found = prepare(config())
+    assert found.faults == found.left_out == [] and 'an epoch of 7 updates' in found.page() and '120 .npy' in found.page()
+    assert (root/'runs/pictures/prepare.txt').read_text() == found.page() + '\n' and (root/'runs/pictures/prepare.png').stat().st_size > 10_000
+    assert found.page() in capsys.readouterr().out
+    assert not (root/'models').exists() and not (root/'results').exists()             # nothing was trained
+
+def test_all_faults_are_told_at_once(root):
+    np.save(root/'wide.npy', np.zeros((80, 13), np.float32))
+    np.save(root/'nan.npy', np.full((80, 12), np.nan, np.float32))
+    (root/'4.npy').write_bytes((root/'3.npy').read_bytes())                           # a dev recording that is a training one
+    change(root, id={1: 'u000'}, split={2: 'dve'}, path={6: 'wide.npy', 7: 'nan.npy', 8: 'missing.npy', 11: '9.npy'}, text={12: '?', 13: 'the 2 seas'})
+    corpus, faults = faults_of(config(text=dict(alphabet='αβ adehilnorst')))
+    told = ['ids given more than once: u000', 'splits dve are unknown', 'recordings in more than one split', 'would be spelled in English', 'same content in more than one split',
+            'frames of different widths', "'?' holds no word", 'not finite', 'missing.npy: no such file']
+    assert len(faults) == len(told) and all(sum(t in f for f in faults) == 1 for t in told), faults
+    assert len(corpus.manifest) == 120 - len(told) and corpus.input_size == 12        # what is left could be trained on
+
+def test_what_training_leaves_out_is_no_fault(root):
+    change(root, text={0: 'the red road is near ' * 9}, path={1: 'missing.npy'})
+    found = look(config(data=dict(on_error='skip')))
+    assert not found.faults and len(found.left_out) == 2 and 'an update in' in found.page()
+    assert [f.split("'")[1] for f in look(config()).faults] == ['u001']
+
+def test_a_teacher_that_is_not_there_is_a_fault(root):
+    faults = look(config(teacher=dict(checkpoint='models/nobody/checkpoint_best.pt'))).faults
+    assert len(faults) == 1 and 'no such checkpoint' in faults[0]
+
+def test_where_nothing_can_be_read_the_first_reason_is_told(root):
+    change(root, path={k: f'gone/{k}.npy' for k in range(120)})
+    found = prepare(config())
+    assert found.corpus is None and '120 utterances skipped' in found.faults[0] and 'no such file' in found.faults[1]
+    assert not (root/'runs/pictures/prepare.png').exists()
+
+def test_the_command(root, capsys):
+    words = ['prepare', '--config', str(ROOT/'configs/demo.yaml'), 'data.corpus=manifest', 'data.path=pictures.csv', 'features.kind=precomputed', 'model.hidden_size=16', 'run=mine']
+    for more, code, told in (('text.alphabet=train', 0, 'faults: 0'), ('data.path=nowhere.csv', 1, 'nowhere.csv'), ('text.alphabet=abc', 1, 'outside the vocabulary')):
+        with pytest.raises(SystemExit) as stopped: main([*words, more])
+        assert (stopped.value.code or 0) == code and told in capsys.readouterr().out
+    assert (root/'runs/mine/prepare.txt').exists()
+
+def test_texts_shared_between_splits(root):
+    change(root, text={4: 'the sea is near', 0: 'the sea is near', 5: 'the lost sea'}, speaker={4: 's00'})
+    page = look(config(text=dict(alphabet=' adehilnorst'))).page()
+    assert 'test: ' in page and '(1 of ' not in page and 'lost' in page.partition('are unknown to it')[2]
+
+PROMPTS = ROOT.parent/'shared/data/prompts/manifest.csv'
+
+@pytest.mark.skipif(not PROMPTS.exists(), reason='the telephone prompts are not here (../shared/data/prompts)')
+def test_raw_recordings(root, shared_cache):
+    found = look(build_config(dict(run='prompts', data=dict(corpus='manifest', path=str(PROMPTS), cache=str(shared_cache)))))
+    assert [f.split("'")[1] for f in found.faults] == ['audio/demo-instruct'] and 'lasts 73 s' in found.faults[0]
+    assert len(found.left_out) == 3 and 'features.sample_rate=8000 suits them' in found.page() and "'Press 1 for' → 'press one for'" in found.page()
