@@ -74,10 +74,13 @@ class LossTerms:
 # %% ../nbs/07_loss.ipynb #layer-pairs
 def _layer_pairs(match: FeatureMatchingConfig, student, teacher):
     "(student layer, teacher layer) of each pair, checked against the models' sizes"
-    for name, model, layers in (('student', student, match.student_layers), ('teacher', teacher, match.teacher_layers)):
-        there = model.settings['num_layers']
-        if max(layers) >= there: raise ValueError(f'feature_matching.{name}_layers {layers}: '
-                                                  f'the {name} has {there} layers, counted from 0')
+    heights = dict(student=student.settings['num_layers'], teacher=teacher.settings['num_layers'])
+    pairs = min(len(match.student_layers), *heights.values())
+    fitting = [f'feature_matching.{name}_layers={[*range(n - pairs, n)]}'.replace(' ', '') for name, n in heights.items()]
+    for name, layers in (('student', match.student_layers), ('teacher', match.teacher_layers)):
+        if max(layers) >= heights[name]: raise ValueError(
+            f'feature_matching.{name}_layers {layers}: the {name} has {heights[name]} layers, counted from 0; '
+            f'set both lists, to the last layers for example: {" ".join(fitting)}')
     return list(zip(match.student_layers, match.teacher_layers))
 
 # %% ../nbs/07_loss.ipynb #projection

@@ -114,7 +114,8 @@ def encode(self: Tokenizer,
     unknown = sorted({u for u in units if u not in self._ids or u == BLANK})
     if not unknown: return [self._ids[u] for u in units]
     raise ValueError(f"{_describe(unknown)} in {text!r}: outside the vocabulary of {len(self)} tokens; "
-                     "correct the transcript, add the symbols to text.alphabet, or set it to 'train'")
+                     "correct the transcript, or set both "
+                     "text.alphabet (to 'train', or to the characters) and text.language (to the transcripts', such as de)")
 
 # %% ../nbs/01_text.ipynb #decode
 @patch
