@@ -23,7 +23,7 @@ setup(
     include_package_data=True,
     python_requires=f">={settings['min_python']},<3.13",  # numpy 1.26, which pyctcdecode needs, has no wheels for 3.13
     install_requires=settings['requirements'].split(),
-    extras_require={extra: settings[f'{extra}_requirements'].split() for extra in ('demo', 'dev', 'bench')},
+    extras_require={extra: settings[f'{extra}_requirements'].split() for extra in ('demo', 'dev', 'bench', 'docs')},
     entry_points={'console_scripts': [settings['console_scripts']], 'nbdev': [f'{name}={name}._modidx:d']},
     zip_safe=False,
 )
