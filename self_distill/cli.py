@@ -10,7 +10,7 @@ __all__ = ['app', 'Config', 'Overrides', 'CHECKPOINT', 'Checkpoints', 'Split', '
            'figures', 'doctor', 'demo', 'main']
 
 # %% ../nbs/29_cli.ipynb #imports
-import os, sys, time, warnings
+import os, sys, time
 from typing import Annotated, Optional
 
 import typer
@@ -34,10 +34,11 @@ Overrides = _words('dotted settings, training.epochs=3 seed=1')
 
 # %% ../nbs/29_cli.ipynb #train-result
 def _result(record):
-    "How a training came out, as `train` says it"
+    "How a training came out, and what comes next"
     best = min(record.epochs, key=lambda e: e['wer'])
     return (f'{record.run}: best dev WER {best["wer"]:.2f} % at epoch {best["epoch"]} of {len(record.epochs)}, '
-            f'record results/{record.run}.json')
+            f'record results/{record.run}.json\nNext: self-distill evaluate-beam --checkpoint '
+            f'{record.config["checkpoints"]["folder"]}/{record.run}/checkpoint_best.pt')
 
 # %% ../nbs/29_cli.ipynb #train
 @app.command()
@@ -46,16 +47,15 @@ def train(config: Config, overrides: Overrides = None,
     "Train a run from wherever it stands to its end."
     from self_distill.config import load_config, root_path
     settings = load_config(config, overrides or [])
-    if notebook:
-        from self_distill.experiments import notebook_error, run_notebook
-        output = root_path('logs')/settings.run/'train.ipynb'
-        code = run_notebook('30_train', output, {'config': str(root_path(config)), 'overrides': overrides or []})
-        if code: raise RuntimeError(notebook_error(output) or f'papermill ended with exit code {code}; {output} says why')
-        typer.echo(f'The executed notebook is {output}')
-    else:
+    if not notebook:
         from self_distill.training import train
         typer.echo(_result(train(settings)))
-    typer.echo(f'Next: self-distill evaluate-beam --checkpoint {settings.checkpoints.folder}/{settings.run}/checkpoint_best.pt')
+        return
+    from self_distill.experiments import notebook_error, run_notebook
+    output = root_path('logs')/settings.run/'train.ipynb'
+    code = run_notebook('30_train', output, {'config': str(root_path(config)), 'overrides': overrides or []})
+    if code: raise RuntimeError(notebook_error(output) or f'papermill ended with exit code {code}; {output} says why')
+    typer.echo(f'The executed notebook is {output}')
 
 # %% ../nbs/29_cli.ipynb #options
 CHECKPOINT = 'models/<run>/checkpoint_best.pt; several: the mean of their probabilities'
@@ -278,12 +278,11 @@ def demo(overrides: Overrides = None):
                'curves: tensorboard --logdir logs')
 
 # %% ../nbs/29_cli.ipynb #main
-def _only_text(message, *where): return f'Warning: {message}\n'
-
 def main(arguments=None # list of words; None: the process's own
         ):
     "Entry point of `self-distill`; exits with 0, 1 (an error), 2 (wrong usage) or the code of a notebook that failed"
-    if not os.environ.get('SELF_DISTILL_DEBUG'): warnings.formatwarning = _only_text
+    import warnings
+    warnings.formatwarning = lambda message, *where: f'Warning: {message}\n'
     try: app(arguments, prog_name='self-distill')
     except (ValueError, RuntimeError, OSError, ImportError) as e:
         if os.environ.get('SELF_DISTILL_DEBUG'): raise

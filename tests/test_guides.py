@@ -1,14 +1,13 @@
 "The pages of docs/ name commands, options, settings and files that exist; the site has every page and notebook."
 import re, sys
-from pathlib import Path
 
 import nbformat, pytest
+from conftest import ROOT
 from typer.main import get_command
 
 from self_distill.cli import app
 from self_distill.config import valid_keys
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tools'))
 from docs import GUIDES, notebooks, readable
 
