@@ -13,3 +13,4 @@ myst_enable_extensions = ['dollarmath']
 myst_heading_anchors = 4
 suppress_warnings = ['myst.header', 'mystnb.unknown_mime_type', 'misc.highlighting_failure']
 nb_ipywidgets_js = {}  # live widgets would come from a network
+myst_dmath_double_inline = True  # $$…$$ within a paragraph
