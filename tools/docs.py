@@ -16,12 +16,13 @@ CHAPTERS = {'Library': (0, 29), 'To run': (30, 35), 'Figures and tables': (40, 5
 SHOWN = 'configs', 'thesis_figures', 'settings.ini', 'requirements.lock', 'LICENSE', 'CHANGELOG.md', 'CITATION.cff'
 
 def install():
-    "What settings.ini's docs_requirements name, in the versions that requirements.lock allows; nothing where it is there."
+    "Install settings.ini's docs_requirements, within the versions of requirements.lock, where they are missing."
     if importlib.util.find_spec('myst_nb') and importlib.util.find_spec('furo'): return
     settings = ConfigParser(delimiters=['='], interpolation=None)
     settings.read(ROOT/'settings.ini', encoding='utf-8')
+    wanted = settings['DEFAULT']['docs_requirements'].split()
     subprocess.run([sys.executable, '-m', 'uv', 'pip', 'install', '--quiet', '--python', sys.executable,
-                    '--constraints', ROOT/'requirements.lock', *settings['DEFAULT']['docs_requirements'].split()], check=True)
+                    '--constraints', ROOT/'requirements.lock', *wanted], check=True)
 
 def notebooks():
     "Every chapter's notebooks by file name: 04_corpora.ipynb, 04a_an4.ipynb, 05_batches.ipynb, …"
@@ -29,7 +30,7 @@ def notebooks():
     return {title: [p for p in found if first <= int(p.name[:2]) <= last] for title, (first, last) in CHAPTERS.items()}
 
 def readable(notebook):
-    "The notebook as nbdev's directives ask: without hidden cells, the input of `echo: false`, and the directives themselves."
+    "The notebook as nbdev's directives ask: without hidden cells, inputs of `echo: false`, and the directives."
     cells = []
     for cell in notebook.cells:
         directives = re.findall(r'^#\| *(\S+)', cell.source, re.M) if cell.cell_type == 'code' else []
@@ -59,7 +60,8 @@ def gather(source):
     for name in ('conf.py', 'static'): shutil.move(source/'docs'/name, source/name)
     chapters = notebooks()
     (source/'nbs').mkdir()
-    for path in sum(chapters.values(), []): nbformat.write(readable(nbformat.read(path, as_version=4)), source/'nbs'/path.name)
+    for path in sum(chapters.values(), []):
+        nbformat.write(readable(nbformat.read(path, as_version=4)), source/'nbs'/path.name)
     pages = {'Guides': [f'docs/{name}' for name in GUIDES]}
     pages |= {title: [f'nbs/{path.stem}' for path in paths] for title, paths in chapters.items()}
     pages['Results'] += ['The page of results <thesis_figures/results>', 'CHANGELOG']
