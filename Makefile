@@ -7,7 +7,7 @@ WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test torture figures export clean-notebooks readme lock hooks
+.PHONY: help install demo test torture figures docs export clean-notebooks readme lock hooks
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
@@ -31,6 +31,9 @@ torture: $(STAMP) ## the long tests too: runs killed and resumed many times
 
 figures: $(STAMP) ## draw every figure and table again from results/, without training
 	$(BIN)/self-distill figures
+
+docs: $(STAMP) ## build the searchable site of guides and notebooks into _docs/
+	$(BIN)/python tools/docs.py
 
 export: $(STAMP) ## write self_distill/ from the notebooks
 	$(BIN)/nbdev_export

@@ -34,6 +34,14 @@ def _texts(name, help): # an option that may be repeated
 Config = Annotated[str, typer.Option(help='YAML file, such as configs/demo.yaml')]
 Overrides = _words('dotted settings, training.epochs=3 seed=1')
 
+# %% ../nbs/29_cli.ipynb #train-result
+def _result(record):
+    "How a training came out, and what comes next"
+    best = min(record.epochs, key=lambda e: e['wer'])
+    return (f'{record.run}: best dev WER {best["wer"]:.2f} % at epoch {best["epoch"]} of {len(record.epochs)}, '
+            f'record results/{record.run}.json\nNext: self-distill evaluate-beam --checkpoint '
+            f'{record.config["checkpoints"]["folder"]}/{record.run}/checkpoint_best.pt')
+
 # %% ../nbs/29_cli.ipynb #train
 @app.command()
 def train(config: Config, overrides: Overrides = None,
@@ -43,7 +51,7 @@ def train(config: Config, overrides: Overrides = None,
     settings = load_config(config, overrides or [])
     if not notebook:
         from self_distill.training import train
-        train(settings)
+        typer.echo(_result(train(settings)))
         return
     from self_distill.experiments import run_notebook
     output = root_path('logs')/settings.run/'train.ipynb'
@@ -351,6 +359,8 @@ def demo(overrides: Overrides = None):
 def main(arguments=None # list of words; None: the process's own
         ):
     "Entry point of `self-distill`; exits with 0, 1 (an error) or 2 (wrong usage)"
+    import warnings
+    warnings.formatwarning = lambda message, *where: f'Warning: {message}\n'
     try: app(arguments, prog_name='self-distill')
     except (ValueError, RuntimeError, OSError, ImportError) as e:
         if os.environ.get('SELF_DISTILL_DEBUG'): raise

@@ -42,10 +42,14 @@ def layers_and_width(model: nn.Module) -> tuple: # number of hidden layers, and 
 # %% ../nbs/08a_objective.ipynb #layer-pairs
 def _layer_pairs(match: FeatureMatchingConfig, student, teacher):
     "(student layer, teacher layer) of each pair, checked against the models' sizes"
-    for name, model, layers in (('student', student, match.student_layers), ('teacher', teacher, match.teacher_layers)):
-        there, _ = layers_and_width(model)
-        if max(layers) >= there: raise ValueError(f'feature_matching.{name}_layers {layers}: '
-                                                  f'the {name} has {there} layers, counted from 0')
+    heights = dict(student=layers_and_width(student)[0], teacher=layers_and_width(teacher)[0])
+    pairs = min(len(match.student_layers), *heights.values())
+    if not pairs: raise ValueError('student or teacher shows no hidden layers to match: set loss_weights.gamma=0')
+    fitting = [f'feature_matching.{name}_layers={[*range(n - pairs, n)]}'.replace(' ', '') for name, n in heights.items()]
+    for name, layers in (('student', match.student_layers), ('teacher', match.teacher_layers)):
+        if max(layers) >= heights[name]: raise ValueError(
+            f'feature_matching.{name}_layers {layers}: the {name} has {heights[name]} layers, counted from 0; '
+            f'set both lists, to the last layers for example: {" ".join(fitting)}')
     return list(zip(match.student_layers, match.teacher_layers))
 
 # %% ../nbs/08a_objective.ipynb #projection

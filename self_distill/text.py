@@ -135,8 +135,9 @@ def encode(self: Tokenizer,
     units = self._units(text)
     unknown = sorted({u for u in units if u not in self._ids or u == BLANK})
     if not unknown: return [self._ids[u] for u in units]
-    remedy = "correct the transcript, add the symbols to text.alphabet, or set it to 'train'" \
-        if self.kind == 'character' else 'correct the transcript: the training split has no such symbol'
+    remedy = ("correct the transcript, or set both text.alphabet (to 'train', or to the characters) and text.language "
+              "(to the transcripts', such as de)" if self.kind == 'character' else
+              'correct the transcript: the training split has no such symbol')
     raise ValueError(f"{_describe(unknown)} in {text!r}: outside the vocabulary of {len(self)} tokens; {remedy}")
 
 # %% ../nbs/01_text.ipynb #decode

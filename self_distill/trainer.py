@@ -237,7 +237,8 @@ def run_epoch(self: Trainer,
         self.update, self.window = self.update + 1, self.window + 1
         self._log_update(numbers, self.temperature(epoch))
         self.seconds, start = self.seconds + time.perf_counter() - start, time.perf_counter()
-        bar.set_postfix(epoch=epoch, loss=f'{numbers["loss"]:.3f}', best_dev_wer=f'{self.best:.2f}', refresh=False)
+        read = dict(best_dev_wer=f'{self.best:.2f}') if self.history else {}
+        bar.set_postfix(epoch=epoch, loss=f'{numbers["loss"]:.3f}', **read, refresh=False)
         bar.update()
         if stops: self._stop(stops[0])
 

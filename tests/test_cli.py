@@ -125,6 +125,8 @@ def test_a_copy_of_the_corpus_elsewhere(say, root, tmp_path):
 def test_train_in_this_process(say, root):
     code, out, err = say('train', '--no-notebook', '--config', 'pictures.yaml', 'run=third', 'training.epochs=1')
     assert code == 0 and (root/'results/third.json').exists()
+    assert re.search(r'^third: best dev WER [\d.]+ % at epoch 1 of 1', out, re.M)
+    assert 'Next: self-distill evaluate-beam --checkpoint models/third/checkpoint_best.pt' in out
 
 def test_transcribe_stored_features(say, root):
     "A model of precomputed features reads files of them, whole, and hears what evaluation hears."
