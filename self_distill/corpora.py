@@ -9,7 +9,7 @@ __all__ = ['COLUMNS', 'SPLITS', 'UNKNOWN', 'OTHER_NAMES', 'CACHE_FORMAT', 'CORPO
            'content_hash', 'shared_recordings', 'load_corpus', 'demo', 'fingerprint', 'training_data', 'heard']
 
 # %% ../nbs/04_corpora.ipynb #imports
-import csv, difflib, hashlib, json, os, sys, warnings
+import hashlib, json, os, sys, warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, soundfile, torch
 from fastcore.basics import patch
 
-from .config import DataConfig, FeatureConfig, TextConfig, atomic_write, check_writable, refuse_special, root_path
+from .config import DataConfig, FeatureConfig, TextConfig, atomic_write, refuse_special, root_path
 from .demo import demo_corpus
 from .features import CEPSTRA, FRAMES_PER_SECOND, add_deltas, corpus_statistics, log_mel, mfcc, read_audio, read_mfc
 from .subwords import build_tokenizer

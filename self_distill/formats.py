@@ -9,10 +9,9 @@ __all__ = ['KNOWN', 'ALIASES', 'NEEDED', 'NAMES', 'TABLES', 'FORMATS', 'MANIFEST
 
 # %% ../nbs/04c_formats.ipynb #imports
 import csv, difflib, gzip, hashlib, io, json, os, re
-from collections import Counter
 from pathlib import Path
 
-import numpy as np, pandas as pd, soundfile
+import pandas as pd, soundfile
 
 from .config import DataConfig, FeatureConfig, atomic_write, refuse_special, root_path
 from .corpora import COLUMNS, OTHER_NAMES, SPLITS, data_path, first_few, read_lines, user_folder

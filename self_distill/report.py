@@ -15,7 +15,7 @@ from matplotlib.image import imsave
 
 import self_distill
 from .checkpoint import load_model
-from .compare import System, compare, pooled_counts
+from .compare import compare, pooled_counts
 from .config import atomic_write, build_config, root_path
 from .corpora import Corpus, file_kinds, load_corpus
 from .evaluate import compute_log_probs, data_settings

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np, torch
-from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from .beam_search import FRAME_SECONDS, WORD_START, Word, decoder_labels
