@@ -11,7 +11,7 @@ __all__ = ['KNOWN', 'ALIASES', 'NEEDED', 'NAMES', 'TABLES', 'FORMATS', 'MANIFEST
 import csv, difflib, gzip, hashlib, io, json, os, re
 from pathlib import Path
 
-import pandas as pd, soundfile
+import numpy as np, pandas as pd, soundfile
 
 from .config import DataConfig, FeatureConfig, atomic_write, refuse_special, root_path
 from .corpora import COLUMNS, OTHER_NAMES, SPLITS, data_path, first_few, read_lines, user_folder
