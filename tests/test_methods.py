@@ -61,7 +61,7 @@ def test_committed_records_keep_their_hash():
         assert config_hash(build_config(record.config)) == record.config_hash, path.name
 
 def test_a_moving_teacher_is_no_frozen_one():
-    with pytest.raises(ConfigError, match='moving teacher has no checkpoint'):
+    with pytest.raises(ConfigError, match='name two teachers'):
         build_config(dict(teacher=dict(moving=True, checkpoint='a.pt')))
     with pytest.raises(ConfigError, match='ema_window'): build_config(dict(teacher=dict(moving=True), training=dict(ema_window=0.)))
 
