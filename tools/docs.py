@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILT = ROOT/'_docs'
 GUIDES = 'recordings', 'from_the_guide', 'remedies', 'extending', 'glossary'
 CHAPTERS = {'Library': (0, 29), 'To run': (30, 36), 'Figures and tables': (40, 53), 'Results': (60, 60)}
-SHOWN = 'configs', 'thesis_figures', 'settings.ini', 'requirements.lock', 'LICENSE', 'CHANGELOG.md', 'CITATION.cff'
+SHOWN = 'configs', 'thesis_figures', 'nbs/images', 'settings.ini', 'requirements.lock', 'LICENSE', 'CHANGELOG.md', 'CITATION.cff'
 
 def install():
     "Install settings.ini's docs_requirements, within the versions of requirements.lock, where they are missing."
@@ -59,7 +59,7 @@ def gather(source):
     shutil.copytree(ROOT/'docs', source/'docs')
     for name in ('conf.py', 'static'): shutil.move(source/'docs'/name, source/name)
     chapters = notebooks()
-    (source/'nbs').mkdir()
+    (source/'nbs').mkdir(exist_ok=True)
     for path in sum(chapters.values(), []):
         nbformat.write(readable(nbformat.read(path, as_version=4)), source/'nbs'/path.name)
     pages = {'Guides': [f'docs/{name}' for name in GUIDES]}
