@@ -60,12 +60,14 @@ def changed(root, *changes):
 # what a plan says
 
 def test_the_plans_of_this_repository_fit_their_records():
+    planned = set()
     for path in sorted((ROOT/'configs/experiments').glob('*.yaml')):
-        for run in load_plan(path).values(): recorded(run, ROOT/'results')
-    runs = load_plan(ROOT/'configs/experiments/an4.yaml')
-    assert not [name for name, run in runs.items() if steps_left(run, recorded(run, ROOT/'results'))]
-    trained = {p.stem for p in (ROOT/'results').glob('an4_*.json') if read_record(p).kind == 'training'}
-    assert trained == set(runs), 'every record belongs to a row'
+        runs = load_plan(path)
+        planned |= set(runs)
+        left = [name for name, run in runs.items() if steps_left(run, recorded(run, ROOT/'results'))]
+        assert path.name != 'an4.yaml' or not left
+    trained = {p.stem for p in (ROOT/'results').glob('*.json') if read_record(p).kind == 'training'}
+    assert trained <= planned, 'every record belongs to a row'
 
 @pytest.mark.parametrize('old, new, message', [
     ('runs: 2', 'run: 2', 'groups.main.run`: unknown key; the nearest valid key is `runs`'),
