@@ -5,7 +5,7 @@ import nbformat, pandas as pd, pytest
 from conftest import ROOT
 from synthetic import write_records
 
-from self_distill.figures import MissingRecords, Results, artifact_notebooks, latex_table, make_figures, write_page
+from self_distill.figures import PAGES, MissingRecords, Results, artifact_notebooks, latex_table, make_figures, write_page
 from self_distill.records import RecordError
 
 PLAN, DEMO = ROOT/'configs/experiments/an4.yaml', ROOT/'configs/experiments/demo.yaml'
@@ -60,14 +60,15 @@ def test_a_committed_table_is_what_the_records_say(name, tmp_path):
     make_figures([name], PLAN, folder=tmp_path)
     assert {n: (ROOT/'thesis_figures'/n).read_bytes() for n in contents(tmp_path)} == contents(tmp_path)
 
-def test_the_committed_page_is_what_the_records_say(tmp_path):
-    assert write_page(folder=tmp_path).read_text('utf-8') == (ROOT/'thesis_figures/results.md').read_text('utf-8'), 'make figures'
+@pytest.mark.parametrize('name', PAGES)
+def test_a_committed_page_is_what_the_records_say(name, tmp_path):
+    assert write_page(name, folder=tmp_path).read_text('utf-8') == (ROOT/f'thesis_figures/{name}.md').read_text('utf-8'), 'make figures'
 
 # what is missing
 
 def test_without_records_everything_is_left_out_by_name(tmp_path):
     states = make_figures(plan=PLAN, records=tmp_path, folder=tmp_path/'out').state
-    assert states.str.match('left out: no record yet of an4_.*self-distill experiments .*an4.yaml').all(), states
+    assert states.str.match('left out: no record yet of an4_.*self-distill experiments .*an4.*yaml').all(), states
     with pytest.raises(MissingRecords, match='no record yet of an4_.*self-distill experiments'): make_figures(['loss_curves'], PLAN, tmp_path)
     with pytest.raises(MissingRecords, match='no record yet of an4_.*self-distill experiments'): make_figures(['results'], PLAN, tmp_path)
     assert not (tmp_path/'out').exists()
@@ -79,7 +80,7 @@ def test_the_first_group_that_is_complete_is_taken(tmp_path):
     states = make_figures(plan=PLAN, records=tmp_path, folder=tmp_path/'out').set_index('artifact').state
     assert states.ablation_table.startswith('left out: no record yet of an4_ablation_gamma_0_s0')
     assert states.results.startswith('left out: no record yet of an4_folds')
-    assert states.drop(['ablation_table', 'results']).str.startswith('made').all(), states
+    assert states.drop(['ablation_table', *PAGES]).str.startswith('made').all(), states
 
 def test_a_group_without_a_control_waits_behind_one_that_has_all(tmp_path):
     write_records(PLAN, tmp_path, lambda run: run.group in ('folds', 'folds_50') and not run.name.startswith('an4_folds50_compute'))
@@ -97,8 +98,8 @@ def test_the_ablation_table_has_what_is_recorded_and_names_the_rest(tmp_path):
 def test_a_plan_of_single_runs_draws_what_it_has(tmp_path):
     write_records(DEMO, tmp_path)
     states = make_figures(plan=DEMO, records=tmp_path, folder=tmp_path/'out').set_index('artifact').state
-    assert 'has no ablations' in states.ablation_table and 'is about configs/experiments/an4.yaml' in states.results
-    assert states.drop(['ablation_table', 'results']).str.startswith('made').all(), states
+    assert 'has no ablations' in states.ablation_table and 'drawn with configs/experiments/an4.yaml' in states.results
+    assert states.drop(['ablation_table', *PAGES]).str.startswith('made').all(), states
     assert '[' not in (tmp_path/'out/main_table.tex').read_text().split('toprule')[1] # single runs have no interval
 
 def test_records_that_lack_something_name_what_adds_it(tmp_path):
