@@ -12,7 +12,7 @@ import nbformat
 ROOT = Path(__file__).resolve().parent.parent
 BUILT = ROOT/'_docs'
 GUIDES = 'recordings', 'from_the_guide', 'remedies', 'extending', 'glossary'
-CHAPTERS = {'Library': (0, 29), 'To run': (30, 36), 'Figures and tables': (40, 53), 'Results': (60, 60)}
+CHAPTERS = {'Library': (0, 29), 'To run': (30, 36), 'Figures and tables': (40, 53), 'Results': (60, 61)}
 SHOWN = 'configs', 'thesis_figures', 'nbs/images', 'settings.ini', 'requirements.lock', 'LICENSE', 'CHANGELOG.md', 'CITATION.cff'
 
 def install():
@@ -64,7 +64,7 @@ def gather(source):
         nbformat.write(readable(nbformat.read(path, as_version=4)), source/'nbs'/path.name)
     pages = {'Guides': [f'docs/{name}' for name in GUIDES]}
     pages |= {title: [f'nbs/{path.stem}' for path in paths] for title, paths in chapters.items()}
-    pages['Results'] += ['The page of results <thesis_figures/results>', 'CHANGELOG']
+    pages['Results'] += ['The page of results <thesis_figures/results>', 'The page of methods <thesis_figures/methods>', 'CHANGELOG']
     trees = [contents(caption, names) for caption, names in pages.items()]
     readme = pages_only((ROOT/'README.md').read_text(encoding='utf-8'))
     (source/'index.md').write_text('\n'.join([readme, *trees]), encoding='utf-8')
