@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FRAME_SECONDS', 'ENGINES', 'WIDEST', 'decoder_labels', 'Word', 'Hypothesis', 'word_confidence', 'kept_frames',
-           'example_log_probs', 'quiet_kenlm', 'build_engine', 'BeamDecoder', 'Prepared']
+           'example_log_probs', 'pick_engine', 'quiet_kenlm', 'build_engine', 'BeamDecoder', 'Prepared']
 
 # %% ../nbs/20_beam_search.ipynb #imports
 import contextlib, logging, math, multiprocessing, os, weakref
@@ -95,6 +95,19 @@ def example_log_probs(text: str,            # normalized
     x = np.concatenate(rows + [noise(4, 0, 12)])
     return (x - np.log(np.exp(x).sum(1, keepdims=True))).astype(np.float32)
 
+# %% ../nbs/20_beam_search.ipynb #pick-engine
+ENGINES = ('pyctcdecode', 'ctc-beam-decoder')
+
+def pick_engine(engine: str # one of `ENGINES`, or 'auto'
+               ) -> str:    # one of `ENGINES`
+    "The search engine that a name stands for; 'auto': the C++ one where its library loads, else pyctcdecode"
+    if engine in ENGINES: return engine
+    if engine != 'auto': raise ValueError(f'beam search engine {engine!r}: choose one of {("auto", *ENGINES)}')
+    try:
+        from ctc_beam_decoder import has_kenlm
+        return ENGINES[has_kenlm()]
+    except (ImportError, OSError, RuntimeError): return ENGINES[0] # not installed, or made for another system
+
 # %% ../nbs/20_beam_search.ipynb #quiet-kenlm
 @contextlib.contextmanager
 def quiet_kenlm():
@@ -113,11 +126,13 @@ def _cpp_engine(labels, language_model, unigrams, values):
     try: from ctc_beam_decoder import BeamSearchDecoder
     except ImportError: raise ImportError("the engine 'ctc-beam-decoder' is not installed: "
                                           "`pip install ctc-beam-decoder`, or use engine='pyctcdecode'") from None
-    with quiet_kenlm(): return BeamSearchDecoder(labels, kenlm_model_path=language_model, unigrams=unigrams, **values)
+    try:
+        with quiet_kenlm(): return BeamSearchDecoder(labels, kenlm_model_path=language_model, unigrams=unigrams, **values)
+    except ValueError as e:
+        raise ValueError(f'{language_model} is damaged or no n-gram model that KenLM reads: {e}') from None
 
 # %% ../nbs/20_beam_search.ipynb #engines
 logging.getLogger('pyctcdecode').setLevel(logging.ERROR) # no warnings of small vocabularies
-ENGINES = ('pyctcdecode', 'ctc-beam-decoder')
 WIDEST = 100_000 # beams
 
 def build_engine(engine: str,          # one of `ENGINES`
@@ -129,7 +144,6 @@ def build_engine(engine: str,          # one of `ENGINES`
                  unknown_score: float  # log10, added to the language model's score of a word it does not know
                 ): # with pyctcdecode's methods `decode` and `decode_beams`
     "A search engine with its language model loaded"
-    if engine not in ENGINES: raise ValueError(f'beam search engine {engine!r}: choose one of {ENGINES}')
     values = dict(alpha=lm_weight, beta=word_bonus, unk_score_offset=unknown_score)
     if engine == 'ctc-beam-decoder': return _cpp_engine(labels, language_model, unigrams, values)
     model = language_model and LanguageModel(load_language_model(language_model), unigrams, **values)
@@ -148,10 +162,10 @@ class BeamDecoder:
                  blank_threshold: float = None,  # repeats of likelier blanks are skipped; None: where exact; 1: none
                  beam_prune: float = -10.0,      # nats behind the best beam
                  token_min: float = -5.0,        # ln p below which a token is not tried
-                 engine: str = 'pyctcdecode',    # or 'ctc-beam-decoder', faster
+                 engine: str = 'auto',           # see `pick_engine`
                  workers: int = 1                # processes that share a batch; 1 where there is no fork (Windows)
                 ):
-        self.tokenizer, self.engine, self.unknown_score = tokenizer, engine, float(unknown_score)
+        self.tokenizer, self.engine, self.unknown_score = tokenizer, pick_engine(engine), float(unknown_score)
         self.lm_weight, self.word_bonus, self.beam_width = float(lm_weight), float(word_bonus), beam_width
         self.beam_prune, self.token_min = float(beam_prune), float(token_min)
         self.blank_threshold = 1 - 0.99 * math.exp(self.token_min) if blank_threshold is None else blank_threshold
@@ -286,7 +300,7 @@ def _chunk_size(count, workers):
 @patch
 def _map(self:BeamDecoder, method, log_probs, values, *more):
     "`method` over a list of utterances, in this process or in the pool"
-    self._tune(**values)
+    if not self._pool: self._tune(**values) # before the processes start, which then share its memory
     arguments, count = (values, *more), len(log_probs)
     if self.workers <= 1 or count < 2: return [self._one(method, arguments, i, x) for i, x in enumerate(log_probs)]
     fork, work = multiprocessing.get_context('fork'), partial(_work, method, arguments)

@@ -75,7 +75,7 @@ Device = Annotated[str, typer.Option(help='auto, cpu, cuda, cuda:1, mps')]
 Data = _words('where the corpus is, data.path=/my/copy; or another, data.corpus=manifest data.path=/my/calls.csv')
 ARPA = 'ARPA file  [default: the 3-gram of the training text]'
 LanguageModel = Annotated[Optional[str], _option('language_model', ARPA)]
-Engine = Annotated[str, typer.Option(help='pyctcdecode or ctc-beam-decoder')]
+Engine = Annotated[str, typer.Option(help='auto, pyctcdecode or ctc-beam-decoder')]
 Workers = Annotated[int, typer.Option(min=1, max=256, help='processes that decode')]
 
 # %% ../nbs/29_cli.ipynb #evaluate
@@ -96,7 +96,7 @@ Name = Annotated[str, typer.Option(help='what the record calls it; another name 
 @app.command('evaluate-beam')
 def evaluate_beam(checkpoint: Checkpoints, data: Data = None, split: Split = 'dev', lm_weight: LMWeight = None,
                   word_bonus: WordBonus = None, beam_width: BeamWidth = None, language_model: LanguageModel = None,
-                  name: Name = 'beam', why: Why = 'self-distill evaluate-beam', engine: Engine = 'pyctcdecode',
+                  name: Name = 'beam', why: Why = 'self-distill evaluate-beam', engine: Engine = 'auto',
                   workers: Workers = 2, device: Device = 'auto'):
     "Greedy and beam error rates, and the improvement."
     from self_distill.evaluate import Beam, Greedy, evaluate
@@ -117,7 +117,7 @@ def _grid(name): return Annotated[str, _option(name, 'numbers with commas betwee
 @app.command()
 def search(checkpoint: Checkpoints, data: Data = None, lm_weights: _grid('lm_weights') = '',
            word_bonuses: _grid('word_bonuses') = '', beam_widths: _grid('beam_widths') = '',
-           language_model: LanguageModel = None, engine: Engine = 'pyctcdecode', workers: Workers = 2,
+           language_model: LanguageModel = None, engine: Engine = 'auto', workers: Workers = 2,
            device: Device = 'auto'):
     "Choose lm_weight, word_bonus and beam_width on dev."
     from self_distill.evaluate import SearchedBeam, search
@@ -186,7 +186,7 @@ def _write_transcripts(transcripts, names, format, folder):
 def transcribe(files: Files, checkpoint: Checkpoints, format: Format = 'text', folder: Folder = None,
                beam: UseBeam = False, language_model: GivenModel = None, lm_weight: LMWeight = None,
                word_bonus: WordBonus = None, beam_width: BeamWidth = None, pause: Pause = 0.3,
-               engine: Engine = 'pyctcdecode', workers: Workers = 2, device: Device = 'auto'):
+               engine: Engine = 'auto', workers: Workers = 2, device: Device = 'auto'):
     "Recordings of any length to text with word times."
     from self_distill.ensemble import open_model
     from self_distill.environment import pick_device

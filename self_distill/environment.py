@@ -52,7 +52,7 @@ def git_state() -> Git:
     return Git(revision=_git('rev-parse', 'HEAD'), dirty=None if changes is None else bool(changes))
 
 # %% ../nbs/12_environment.ipynb #packages
-PACKAGES = ('torch', 'torchaudio', 'numpy', 'pandas', 'jiwer', 'pyctcdecode', 'kenlm', 'kaldingram')
+PACKAGES = 'torch torchaudio numpy pandas jiwer pyctcdecode ctc-beam-decoder kenlm kaldingram'.split()
 
 def package_versions() -> dict: # name → version, 'python' first
     "Versions of Python and of the packages that results depend on"

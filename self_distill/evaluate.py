@@ -21,7 +21,7 @@ from scipy.special import log_softmax
 from torch.nn.utils.rnn import pad_sequence
 
 from .batches import output_frames
-from .beam_search import ENGINES, BeamDecoder
+from .beam_search import BeamDecoder
 from .checkpoint import LoadedModel, save_checkpoint
 from .config import (Config, DataConfig, apply_override, build_config, config_dict, config_hash, locked,
                                  root_path)
@@ -295,7 +295,7 @@ class _BeamSearch:
     order: int = 3                    # of that n-gram, words
     extra_text: tuple = ()            # text files it learns from, too
     name: str = 'beam'
-    engine: str = ENGINES[0]
+    engine: str = 'auto'              # `beam_search.pick_engine`
     workers: int = 2                  # processes that decode
 
 # %% ../nbs/23_evaluate.ipynb #beam

@@ -1,5 +1,5 @@
 """What the page of 20_beam_search cannot show: properties over many inputs, both engines, processes that live, die and are cleaned up"""
-import itertools, math, os, signal
+import importlib.util, itertools, math, os, signal, sys
 from collections import defaultdict
 
 import numpy as np
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 pytest.importorskip('kenlm')
-from self_distill.beam_search import BeamDecoder, build_engine, decoder_labels, example_log_probs, kept_frames
+from self_distill.beam_search import BeamDecoder, build_engine, decoder_labels, example_log_probs, kept_frames, pick_engine
 from self_distill.language_model import estimate_arpa
 from self_distill.text import Tokenizer
 
@@ -55,6 +55,23 @@ def test_engines_agree(arpa, log_probs):
     for values in [(0.9, 1.5, 10), (0.3, -1.0, 3), (1.5, 4.0, 40)]:
         one, other = ([details(h) for h in BeamDecoder(LETTERS, arpa, *values, engine=e).nbest_batch(log_probs)] for e in ENGINES)
         assert one == other
+
+def test_the_cpp_engine_is_the_default_where_it_loads_and_pyctcdecode_elsewhere(arpa, log_probs, monkeypatch, tmp_path, capfd):
+    expected = BeamDecoder(LETTERS, arpa, engine='pyctcdecode').decode_batch(log_probs[:10])
+    assert pick_engine('auto') == ENGINES[importlib.util.find_spec('ctc_beam_decoder') is not None]
+    (tmp_path/'other_system').write_text('no library of this system')
+    monkeypatch.setenv('CTC_BEAM_DECODER_LIB', str(tmp_path/'other_system'))
+    for module in (sys.modules.get('ctc_beam_decoder'), None):
+        monkeypatch.setitem(sys.modules, 'ctc_beam_decoder', module)
+        decoder = BeamDecoder(LETTERS, arpa)
+        assert decoder.settings['engine'] == 'pyctcdecode' and decoder.decode_batch(log_probs[:10]) == expected
+    with pytest.raises(ImportError, match="engine='pyctcdecode'"): BeamDecoder(LETTERS, arpa, engine='ctc-beam-decoder')
+    assert capfd.readouterr() == ('', '')
+
+@pytest.mark.parametrize('engine', ENGINES)
+def test_a_damaged_language_model_is_named(engine, arpa, tmp_path):
+    (tmp_path/'cut.arpa').write_text(arpa.read_text(encoding='utf-8')[:400], encoding='utf-8')
+    with pytest.raises(ValueError, match='cut.arpa is damaged'): BeamDecoder(LETTERS, tmp_path/'cut.arpa', unigrams=['go'], engine=engine)
 
 @pytest.mark.parametrize('engine', ENGINES)
 def test_plain_pyctcdecode_is_reproduced(engine, arpa, log_probs):

@@ -2,6 +2,7 @@
 
 Finds a Python 3.11 or 3.12 (or lets uv bring one), makes .venv, installs what requirements.lock names and then the
 project itself, editable. Where kenlm cannot be built, it says what to install and goes on: all but the language model works.
+Where ctc-beam-decoder has no wheel, pyctcdecode searches in its place.
 """
 import os, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
@@ -12,9 +13,9 @@ BIN = VENV/('Scripts' if os.name == 'nt' else 'bin')
 PYTHON = BIN/('python.exe' if os.name == 'nt' else 'python')
 VERSIONS = '3.11', '3.12'  # the locked versions were measured together on 3.11, so it comes first
 
+NO_WHEEL = 'ctc-beam-decoder has no wheel for this machine: the beam search uses pyctcdecode, with the same texts, slower'
 COMPILER = """
-  kenlm is not installed, for want of a C++ compiler and Python's headers. Everything but the language model works
-  without it. To have it too, install
+  kenlm is not installed, for want of a C++ compiler and Python's headers. {works} without it. To have it too, install
     Debian, Ubuntu:   apt-get install build-essential python3-dev
     Fedora, RHEL:     dnf install gcc-c++ python3-devel
     macOS:            xcode-select --install
@@ -87,18 +88,19 @@ def can_compile():
                    for o in (os.environ.get('CXX'), 'c++', 'g++', 'clang++') if o)
 
 def install(uv):
-    "Everything in requirements.lock, kenlm last and where it can be built, then the project."
+    "Everything in requirements.lock, then the project; whether kenlm could be built and ctc-beam-decoder has a wheel."
     pip = [PYTHON, '-m', 'uv', 'pip', 'install', '--python', PYTHON]
     run(PYTHON, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', uv, check=True)
     lines = LOCK.read_text(encoding='utf-8').splitlines(keepends=True)
-    kenlm = next(o for o in lines if o.startswith('kenlm==')).strip()
+    kenlm, beam = optional = [next(o for o in lines if o.startswith(f'{name}==')) for name in ('kenlm', 'ctc-beam-decoder')]
     with tempfile.TemporaryDirectory() as folder:
         others = Path(folder)/'requirements.txt'
-        others.write_text(''.join(o for o in lines if not o.startswith('kenlm==')), encoding='utf-8')
+        others.write_text(''.join(o for o in lines if o not in optional), encoding='utf-8')
         run(*pip, '--build-constraints', LOCK, '-r', others, check=True)
-    built = can_compile() and run(*pip, '--build-constraints', LOCK, kenlm).returncode == 0
+    built = can_compile() and run(*pip, '--build-constraints', LOCK, kenlm.strip()).returncode == 0
+    fast = answers(*pip, '--no-deps', '--only-binary', ':all:', beam.strip()) is not None
     run(*pip, '--build-constraints', LOCK, '--no-deps', '--editable', ROOT, check=True)
-    return built
+    return built, fast
 
 def install_hooks():
     """Notebooks are cleaned when Jupyter saves them, and git merges them cell by cell. (nbdev_install_hooks does the same,
@@ -116,10 +118,11 @@ def main():
     locked = re.search(r'^uv==[^\s;]+', LOCK.read_text(encoding='utf-8'), re.M)[0]
     if '--hooks' in sys.argv: return install_hooks()
     if version(PYTHON) not in VERSIONS: make_venv(locked)
-    built = install(locked)
+    built, fast = install(locked)
     install_hooks()
     (VENV/'.installed').touch()
-    if not built: print(COMPILER)
+    if not fast: say(NO_WHEEL)
+    if not built: print(COMPILER.format(works='Everything but perplexities works' if fast else 'Everything but the language model works'))
     say('done')
 
 if __name__ == '__main__':

@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT/'requirements.lock'
-EXTRAS = 'demo', 'dev'  # bench is left out: its wheels need a newer glibc than the rest
+EXTRAS = 'demo', 'dev', 'beam'  # tools/install.py leaves beam out where it has no wheel
 PLATFORMS = 'linux', 'darwin', 'win32'
 PYTHON_BELOW = "python_full_version < '3.13'"
 
