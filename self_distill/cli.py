@@ -51,8 +51,10 @@ def train(config: Config, overrides: Overrides = None,
     settings = load_config(config, overrides or [])
     if not notebook:
         from self_distill.training import train
-        typer.echo(_result(train(settings)))
+        record = train(settings)
+        if os.environ.get('RANK', '0') == '0': typer.echo(_result(record)) # of several processes, one speaks
         return
+    if 'TORCHELASTIC_RUN_ID' in os.environ: raise ValueError('torchrun starts several processes, and a notebook has one: add --no-notebook')
     from self_distill.experiments import run_notebook
     output = root_path('logs')/settings.run/'train.ipynb'
     run_notebook('30_train', output, {'config': str(root_path(config)), 'overrides': overrides or []})

@@ -7,7 +7,7 @@ __all__ = ['CODE', 'PACKAGES', 'Section', 'Git', 'Device', 'git_state', 'package
            'device_state', 'environment', 'peak_memory', 'end_with_parent']
 
 # %% ../nbs/12_environment.ipynb #imports
-import ctypes, platform, signal, subprocess, sys
+import ctypes, os, platform, signal, subprocess, sys
 from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -71,6 +71,7 @@ def pick_device(name: str = 'auto',        # auto | cpu | cuda | cuda:1 | mps
                ) -> torch.device:
     "The device that a config names; a ValueError says what to choose where this machine lacks it"
     if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if name == 'cuda': name = f'cuda:{os.environ.get("LOCAL_RANK", 0)}' # torchrun: a GPU for each process of a machine
     try: device, count = torch.device(name), _how_many(torch.device(name).type)
     except (RuntimeError, KeyError):
         raise ValueError(f'device {name!r}: choose auto, cpu, cuda, cuda:1 or mps') from None

@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .config import ModelConfig
+from .processes import batch_norm
 
 # %% ../nbs/06_model.ipynb #frame-mask
 def frame_mask(lengths: Tensor, # (B,) valid frames of each utterance
@@ -40,7 +41,7 @@ def forward(self:StridedConv,
     windows, lengths = F.pad(x, (0, 0, 1, 1)).unfold(1, 3, 2), (lengths + 1) // 2 # (B, T', inputs, 3)
     valid = frame_mask(lengths, windows.shape[1])                                 # (B, T')
     rows = F.linear(windows[valid].flatten(1), self.conv.weight.flatten(1), self.conv.bias)
-    rows = F.relu(self.norm(rows.float()))                                        # (valid frames, channels)
+    rows = F.relu(batch_norm(self.norm, rows.float()))                            # (valid frames, channels)
     return rows.new_zeros(*valid.shape, rows.shape[1]).index_put((valid,), rows), lengths
 
 # %% ../nbs/06_model.ipynb #reversal

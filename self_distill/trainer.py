@@ -31,11 +31,13 @@ from .metrics import count_errors, error_rate
 from .model import BiLSTMCTC, count_parameters
 from .objective import Objective
 from .own_model import new_model
+from .processes import (add_gradients, any_process, gathered, process_0_first, processes, rank, share,
+                                    total, totals, wait)
 from .records import now
 from .schedule import learning_rate_at, temperature_at
 from .teacher import (is_taught, is_teacher, load_teacher, teacher_entry, teacher_output, teacher_precision,
                                   teacher_sentences, teacher_wer)
-from .training_log import REMEDIES, TrainingLog, check_course, data_sentences, epoch_sentence, tag_of
+from .training_log import REMEDIES, SilentLog, TrainingLog, check_course, data_sentences, epoch_sentence, tag_of
 
 # %% ../nbs/17_trainer.ipynb #errors
 class TrainingStopped(RuntimeError):
@@ -92,8 +94,9 @@ class Trainer:
     def __init__(self, config: Config):
         self.config, self.device, t = config, pick_device(config.device, config.training.precision), config.training
         if config.threads: torch.set_num_threads(config.threads)
-        self.folder, self.log = root_path(config.checkpoints.folder)/config.run, TrainingLog(config.run)
-        self._load_data()
+        self.folder = root_path(config.checkpoints.folder)/config.run
+        self.log = SilentLog() if rank() else TrainingLog(config.run)
+        with process_0_first(): self._load_data()
         torch.manual_seed(config.seed)
         self.model = new_model(config.model, self.corpus.input_size, len(self.tokenizer)).to(self.device)
         self.begun = start_from(self.model, config, self.corpus)
@@ -165,21 +168,25 @@ def train_step(self: Trainer,
                temperature: float # T
               ) -> dict:          # name → number, per valid output frame
     "One update of the weights"
-    t, sums, buffers = self.config.training, {}, [b.clone() for b in self.model.buffers()]
+    t, sums, norms, buffers = self.config.training, {}, {}, [b.clone() for b in self.model.buffers()]
+    self._own_random_numbers()
     self.objective.warm_up(self.update / self.updates_per_epoch)
     frames = int(sum(output_frames(batch.lengths).sum() for batch in window))
+    [frames] = totals([frames], self.device)
     for batch in window:
         batch = batch.to(self.device)
         teacher = teacher_output(self.teaching, batch, teacher_precision(self.config, self.device))
         with autocast(self.device, t.precision): student = self.model(batch.features, batch.lengths)
         terms = self.objective(student, teacher, batch.labels, batch.label_lengths, temperature)
-        if not sums: sums |= self.gradient_norms(terms, int(student.lengths.sum()))
+        if not sums: norms = self.gradient_norms(terms, int(student.lengths.sum()))
         self.scaler.scale(terms.total() / frames).backward()
         for name, value in terms.raw.items(): sums[name] = sums.get(name, 0.) + value.detach() / frames
+    add_gradients(self.parameters)
     self.scaler.unscale_(self.optimizer)
     norm = clip_grad_norm_(self.parameters, t.gradient_clip)
     for group in self.optimizer.param_groups: group['lr'] = learning_rate_at(self.update, self.updates, t.optimizer)
-    numbers = {name: float(value) for name, value in sums.items()} | {'gradient_norm': float(norm)}
+    numbers = norms | {name: total(value) for name, value in sums.items()} | {'gradient_norm': norm}
+    numbers = {name: float(value) for name, value in numbers.items()}
     if all(map(math.isfinite, numbers.values())):
         self.scaler.step(self.optimizer)
         if self.average: self.average.update_parameters(self.model)
@@ -189,15 +196,22 @@ def train_step(self: Trainer,
     self.optimizer.zero_grad(set_to_none=True)
     return numbers
 
+# %% ../nbs/17_trainer.ipynb #own-random-numbers
+@patch
+def _own_random_numbers(self: Trainer):
+    "Let each process but the first draw dropout of its own, the same when the run is resumed"
+    if rank(): torch.manual_seed(1_000_003 * (self.update + 1) + 7919 * rank() + self.config.seed)
+
 # %% ../nbs/17_trainer.ipynb #gradient-norms
 @patch
 def gradient_norms(self: Trainer, terms, frames) -> dict: # empty where this update is not measured
     "The norm of each weighted term's gradient, per valid output frame, by name"
     every, norms = self.config.training.gradient_norms_every, {}
     if not every or self.update % every: return norms
+    [frames] = totals([frames], self.device)
     for name, value in terms.weighted().items():
         grads = torch.autograd.grad(value / frames, list(self.model.parameters()), retain_graph=True, allow_unused=True)
-        norms[f'{name}_gradient'] = torch.stack([g.norm() for g in grads if g is not None]).norm()
+        norms[f'{name}_gradient'] = torch.stack([total(g).norm() for g in grads if g is not None]).norm()
     return norms
 
 # %% ../nbs/17_trainer.ipynb #skip
@@ -219,7 +233,7 @@ def _windows(self: Trainer, epoch):
     t = self.config.training
     n = t.gradient_accumulation_steps
     batches = epoch_batches(self.train_set.lengths, t.batch_size, self.config.seed, epoch)[self.window * n:]
-    batches = iter(loader(self.train_set, batches, t.workers))
+    batches = iter(loader(self.train_set, [share(b) for b in batches], t.workers))
     yield from iter(lambda: list(islice(batches, n)), [])
 
 # %% ../nbs/17_trainer.ipynb #run-updates
@@ -240,7 +254,7 @@ def run_epoch(self: Trainer,
         read = dict(best_dev_wer=f'{self.best:.2f}') if self.history else {}
         bar.set_postfix(epoch=epoch, loss=f'{numbers["loss"]:.3f}', **read, refresh=False)
         bar.update()
-        if stops: self._stop(stops[0])
+        if any_process(bool(stops), self.device): self._stop(stops[0] if stops else 'another process')
 
 # %% ../nbs/17_trainer.ipynb #temperature
 @patch
@@ -277,7 +291,7 @@ def recognize(self: Trainer,
     "Greedy texts and CTC loss of a split, in float32"
     texts, loss, frames, size = {}, 0., 0, self.config.training.batch_size
     order = sorted(range(len(data)), key=lambda i: data.lengths[i])
-    for positions in (order[i:i+size] for i in range(0, len(order), size)):
+    for positions in [order[i:i+size] for i in range(0, len(order), size)][rank()::processes()]:
         batch = collate([data[i] for i in positions]).to(self.device)
         out = model(batch.clean, batch.lengths)
         texts |= dict(zip(batch.ids, greedy_decode(out.logits, out.lengths, self.tokenizer)))
@@ -285,7 +299,8 @@ def recognize(self: Trainer,
         if not rows: continue
         loss += float(hard_loss(out.logits[rows], out.lengths[rows], batch.labels[rows], batch.label_lengths[rows]))
         frames += int(out.lengths[rows].sum())
-    return texts, loss / max(1, frames)
+    loss, frames = totals([loss, frames], self.device)
+    return gathered(texts), loss / max(1, frames)
 
 # %% ../nbs/17_trainer.ipynb #validate
 @patch
@@ -316,6 +331,7 @@ PARTS = ('model', 'objective', 'optimizer', 'scaler')
 @patch
 def save(self: Trainer):
     "Write `checkpoint_last.pt`, from which training resumes"
+    if rank(): return
     state = {k: getattr(self, k) for k in POSITION} | {k: getattr(self, k).state_dict() for k in PARTS}
     state |= dict(averaged=int(self.average.n_averaged) if self.average else 0, random=torch.get_rng_state())
     if self.device.type == 'cuda': state['cuda_random'] = torch.cuda.get_rng_state(self.device)
@@ -417,7 +433,7 @@ def end_epoch(self: Trainer):
 @patch
 def name_checkpoints(self: Trainer, again=False): # whether a killed run may have done so already
     "Give an epoch's checkpoint the names it has earned: best, and its number"
-    if self.window or not self.history: return
+    if self.window or not self.history or rank(): return
     *before, wer = [row['wer'] for row in self.history]
     last, numbered = self.folder/'checkpoint_last.pt', self.folder/f'checkpoint_epoch_{self.epoch:03d}.pt'
     if wer < min(before, default=math.inf): copy_checkpoint(last, self.folder/'checkpoint_best.pt')
@@ -439,6 +455,7 @@ def _stop(self: Trainer, name):
 @contextmanager
 def locked(self: Trainer):
     "Keep other processes from the run's folder, and remove what a killed one was writing"
+    if rank(): return (yield)
     with writing(self.folder):
         self.folder.mkdir(parents=True, exist_ok=True)
         try: held = FileLock(self.folder/'.lock').acquire(timeout=0)
@@ -466,7 +483,7 @@ def _introduce(self: Trainer, resumed):
 @patch
 def _train_epochs(self: Trainer, stops):
     "From wherever the run stands to its last epoch"
-    shown = dict(mininterval=0.5 if sys.stderr.isatty() else 60, leave=False, disable='TQDM_DISABLE' in os.environ)
+    shown = dict(mininterval=0.5 if sys.stderr.isatty() else 60, leave=False, disable=rank() > 0 or 'TQDM_DISABLE' in os.environ)
     with tqdm(total=self.updates, initial=self.update, unit='update', **shown) as bar:
         while self.epoch < self.config.training.epochs:
             self.run_epoch(stops, bar)
@@ -478,7 +495,8 @@ def fit(self: Trainer):
     "Train from wherever the run stands to its end; TrainingStopped or TrainingError where that fails"
     try:
         with self.locked(), stop_requests() as stops, closing(self.log):
-            resumed = self.resume()
+            with process_0_first(): resumed = self.resume()
+            wait()
             self.name_checkpoints(again=True)
             self.log.rewind(self.update)
             self._introduce(resumed)

@@ -8,8 +8,9 @@ __all__ = ['training_record', 'train']
 # %% ../nbs/18_training.ipynb #imports
 from .checkpoint import load_model
 from .config import Config, check_writable
-from .environment import peak_memory
+from .environment import peak_memory, pick_device
 from .model import count_parameters
+from .processes import rank, together, wait
 from .records import (Record, Teacher, make_decode, new_record, read_record, record_path,
                                   utterances_of, write_record)
 from .trainer import Trainer
@@ -55,11 +56,16 @@ def train(config: Config,
           folder='results' # of records
          ) -> Record: # also in <folder>/<run>.json
     "Train a run to its end, from wherever it stands; TrainingError or TrainingStopped where that fails"
+    with together(pick_device(config.device, config.training.precision)): return _train(config, folder)
+
+def _train(config, folder):
+    "What each process does"
     trainer, path = Trainer(config), record_path(config.run, folder)
     check_writable(path.parent)
     trainer.fit()
+    wait()
     best = load_model(trainer.folder/'checkpoint_best.pt')
     if path.exists() and _describes(record := read_record(path), best): return record
     record = training_record(trainer)
-    write_record(record, folder)
+    if not rank(): write_record(record, folder)
     return record
