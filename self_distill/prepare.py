@@ -22,9 +22,10 @@ from .corpora import (CORPORA, SPLITS, Corpus, audio_header, complete, find_corp
 from .model import count_parameters
 from .trainer import Trainer, loader
 
-# %% ../nbs/18a_prepare.ipynb #prepare-mends
+# %% ../nbs/18a_prepare.ipynb #prepare-drop-rows
 def _first_of_each(table): return table[~table.id.duplicated()]
 def _known_splits(table): return table[table.split.isin(SPLITS)]
+def _without_digits(table): return table[~table.text.str.contains(r'\d')]
 
 def _one_split_each(table):
     "Without rows whose recording is also in the split of an earlier row"
@@ -36,14 +37,7 @@ def _own_contents(table):
     shared = {i for alike in shared_recordings(table) for s, ids in alike.items() if s != 'train' for i in ids}
     return table[~table.id.isin(shared)]
 
-def _some_of_each(table):
-    "With every eighth row of the largest split in each split that has none"
-    split, largest = table.split.copy(), table.index[table.split == table.split.mode()[0]]
-    for k, empty in enumerate(s for s in SPLITS if s not in set(split)): split[largest[7 - k::8]] = empty
-    return table.assign(split=split)
-
-def _without_digits(table): return table[~table.text.str.contains(r'\d')]
-
+# %% ../nbs/18a_prepare.ipynb #prepare-one-width
 def _one_width(table):
     "With the commonest width of stored arrays alone"
     def width(path):
@@ -52,6 +46,14 @@ def _one_width(table):
     widths = table.path.map(width)
     return table[widths.isna() | widths.isin(widths.mode())] # what cannot be read is a fault of its own
 
+# %% ../nbs/18a_prepare.ipynb #prepare-fill-splits
+def _some_of_each(table):
+    "With every eighth row of the largest split in each split that has none"
+    split, largest = table.split.copy(), table.index[table.split == table.split.mode()[0]]
+    for k, empty in enumerate(s for s in SPLITS if s not in set(split)): split[largest[7 - k::8]] = empty
+    return table.assign(split=split)
+
+# %% ../nbs/18a_prepare.ipynb #prepare-mends
 MENDS = {'ids given more than once': _first_of_each, 'are unknown; name them': _known_splits,
          'no utterance in split': _some_of_each, 'recordings in more than one split': _one_split_each,
          'would be spelled in English': _without_digits, 'frames of different widths': _one_width,
@@ -208,6 +210,7 @@ def _limit(axes, m):
     axes.legend(frameon=False, loc='lower right')
     axes.set(xlabel='seconds', ylabel='characters', ylim=(0, 1.1*m.text.str.len().max()))
 
+# %% ../nbs/18a_prepare.ipynb #prepare-speakers-tokens
 def _speakers(axes, m):
     "Minutes of each speaker, by split"
     table = (m.pivot_table(index='speaker', columns='split', values='duration', aggfunc='sum')/60).fillna(0)
