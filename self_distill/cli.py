@@ -47,7 +47,7 @@ def _result(record):
 def train(config: Config, overrides: Overrides = None,
           notebook: Annotated[bool, typer.Option(help='run nbs/30_train.ipynb, or train in this process')] = True):
     "Train a run from wherever it stands to its end."
-    from self_distill.config import load_config, root_path
+    from self_distill.config import config_file, load_config, root_path
     settings = load_config(config, overrides or [])
     if not notebook:
         from self_distill.training import train
@@ -57,7 +57,7 @@ def train(config: Config, overrides: Overrides = None,
     if 'TORCHELASTIC_RUN_ID' in os.environ: raise ValueError('torchrun starts several processes, and a notebook has one: add --no-notebook')
     from self_distill.experiments import run_notebook
     output = root_path('logs')/settings.run/'train.ipynb'
-    run_notebook('30_train', output, {'config': str(root_path(config)), 'overrides': overrides or []})
+    run_notebook('30_train', output, {'config': str(config_file(config)), 'overrides': overrides or []})
     typer.echo(f'The executed notebook is {output}')
 
 # %% ../nbs/29_cli.ipynb #prepare

@@ -9,7 +9,7 @@ __all__ = ['SECTION', 'Positive', 'NonNegative', 'Fraction', 'Share', 'Count', '
            'FeatureMatchingConfig', 'LossWeights', 'ConsistencyConfig', 'DeepToShallowConfig', 'TemperatureConfig',
            'CTCLossConfig', 'OptimizerConfig', 'TrainingConfig', 'MemoryConfig', 'CheckpointConfig', 'Milestone',
            'MonitoringConfig', 'Config', 'valid_keys', 'nearest_key', 'dotted', 'ConfigError', 'build_config',
-           'read_config_file', 'apply_override', 'load_config', 'config_dict', 'config_hash']
+           'read_config_file', 'apply_override', 'config_file', 'load_config', 'config_dict', 'config_hash']
 
 # %% ../nbs/00_config.ipynb #imports
 import difflib, hashlib, json, os, tempfile
@@ -500,12 +500,19 @@ def apply_override(values: dict, # nested, changed in place
         if not isinstance(values, dict): raise ConfigError(f'override {override!r}: `{s}` is a section: give it keys')
     values[name] = value
 
+# %% ../nbs/00_config.ipynb #config-file
+def config_file(path # where the user stands, or at the root, or in the repository
+               ) -> Path: # absolute
+    "The config file that a name stands for"
+    places = Path.cwd(), find_root(), Path(self_distill.__file__).resolve().parent.parent
+    return next((file for p in places if (file := p/Path(path).expanduser()).is_file()), root_path(path))
+
 # %% ../nbs/00_config.ipynb #load-config
-def load_config(path,         # YAML file; a relative path starts at the repository's root
+def load_config(path,         # YAML file, looked for as `config_file` does
                 overrides=()  # dotted overrides, 'training.epochs=3'
                ) -> Config:
     "The checked config of a YAML file with its overrides"
-    values = read_config_file(root_path(path))
+    values = read_config_file(config_file(path))
     for override in overrides: apply_override(values, override)
     return build_config(values, path)
 

@@ -301,11 +301,13 @@ def transcribe_files(paths,           # of recordings
     paths, seconds = list(paths), check_recordings(paths, loaded)
     if loaded.config.features.kind == 'mfcc' and any(map(is_audio, paths)):
         print(CEPSTRA_NOTE.format(run=loaded.config.run), file=sys.stderr)
-    shown = dict(mininterval=0.5 if sys.stderr.isatty() else 60, leave=False, disable='TQDM_DISABLE' in os.environ)
+    shown = dict(mininterval=0.5 if sys.stderr.isatty() else 60, delay=2, leave=False, disable='TQDM_DISABLE' in os.environ)
     with open_decoder(loaded, beam) as decode, tqdm(total=round(sum(seconds)), unit='s', **shown) as bar:
         for path, length in zip(paths, seconds):
             with open_source(path, loaded) as source:
-                yield Transcript(str(path), length, transcribe_source(source, loaded, decode, pause, bar.update))
+                words = transcribe_source(source, loaded, decode, pause, bar.update)
+            bar.clear() # what the caller prints gets a line of its own
+            yield Transcript(str(path), length, words)
 
 # %% ../nbs/23a_transcribe.ipynb #transcribe
 def transcribe(path,       # a recording
