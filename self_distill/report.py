@@ -216,8 +216,8 @@ def _about(systems, split, utterances):
     "What the page is about, in a line"
     speakers, words = len({u['speaker'] for u in utterances}), sum(len(u['reference'].split()) for u in utterances)
     corpora = ', '.join(dict.fromkeys(r.corpus for s in systems for r in s.records))
-    minutes = sum(u['seconds'] for u in utterances)/60
-    return f'{corpora}, {split}: {len(utterances)} utterances, {words} words, {minutes:.1f} minutes, {speakers} speakers'
+    said = f'{sum(u["seconds"] for u in utterances)/60:.1f} minutes, {speakers} speaker{"s" if speakers > 1 else ""}'
+    return f'{corpora}, {split}: {len(utterances)} utterances, {words} words, {said}'
 
 # %% ../nbs/24a_report.ipynb #report-page
 def page_of(systems: list, # of System
