@@ -12,10 +12,10 @@ from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import psutil, torch
+import psutil, self_distill, torch
 from pydantic import BaseModel, ConfigDict
 
-from .config import Index, find_root
+from .config import Index
 
 # %% ../nbs/12_environment.ipynb #section
 class Section(BaseModel):
@@ -38,18 +38,21 @@ class Device(Section):
 # %% ../nbs/12_environment.ipynb #git
 CODE = ('nbs', 'self_distill', 'configs', 'settings.ini')
 
-def _git(*arguments):
-    "Output of a git command at the root; None where there is no git or no repository"
+def _git(folder, *arguments):
+    "Output of a git command in a folder; None where there is no git or no repository"
     command = ['git', '--no-optional-locks', *arguments]
-    try: done = subprocess.run(command, cwd=find_root(), capture_output=True, text=True, timeout=30)
+    try: done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired): return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 # %% ../nbs/12_environment.ipynb #git-state
-def git_state() -> Git:
+def git_state(folder=None # of a checkout; None: the one that this code is in
+             ) -> Git:
     "Revision of the code and whether it was changed since"
-    changes = _git('status', '--porcelain', '--', *CODE)
-    return Git(revision=_git('rev-parse', 'HEAD'), dirty=None if changes is None else bool(changes))
+    folder = Path(folder or Path(self_distill.__file__).resolve().parent.parent)
+    if not (folder/'settings.ini').is_file(): return Git(revision=None, dirty=None) # an installed package
+    changes = _git(folder, 'status', '--porcelain', '--', *CODE)
+    return Git(revision=_git(folder, 'rev-parse', 'HEAD'), dirty=None if changes is None else bool(changes))
 
 # %% ../nbs/12_environment.ipynb #packages
 PACKAGES = 'torch torchaudio numpy pandas jiwer pyctcdecode ctc-beam-decoder kenlm kaldingram'.split()
@@ -71,7 +74,7 @@ def pick_device(name: str = 'auto',        # auto | cpu | cuda | cuda:1 | mps
                ) -> torch.device:
     "The device that a config names; a ValueError says what to choose where this machine lacks it"
     if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
-    if name == 'cuda': name = f'cuda:{os.environ.get("LOCAL_RANK", 0)}' # torchrun: a GPU for each process of a machine
+    if name == 'cuda' and 'LOCAL_RANK' in os.environ: name += ':' + os.environ['LOCAL_RANK'] # torchrun: a GPU a process
     try: device, count = torch.device(name), _how_many(torch.device(name).type)
     except (RuntimeError, KeyError):
         raise ValueError(f'device {name!r}: choose auto, cpu, cuda, cuda:1 or mps') from None

@@ -54,13 +54,6 @@ def test_nothing_personal_is_recorded():
     assert '/home' not in text and str(ROOT) not in text and 'models/baseline/checkpoint_best.pt' in text
     for name in map(os.environ.get, ('HOSTNAME', 'USER')): assert not name or len(name) < 6 or name not in text
 
-def test_outside_a_repository_the_revision_is_unknown(tmp_path, monkeypatch):
-    monkeypatch.setenv('SELF_DISTILL_ROOT', str(tmp_path))
-    monkeypatch.setenv('GIT_CEILING_DIRECTORIES', str(tmp_path.parent))
-    record = example()
-    assert (record.git.revision, record.git.dirty) == (None, None)
-    assert read_record(write_record(record)) == record and (tmp_path/'results/example.json').exists()
-
 def test_stored_counts_are_a_recount(): assert counted(example('größe alles ja ja').decodes[0], SPOKEN)
 
 def test_committed_records_are_valid_and_their_test_readings_are_in_the_ledger():
