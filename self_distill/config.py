@@ -145,6 +145,8 @@ class DataConfig:
     utterances: at_most(50_000) = 600 # size of the demo corpus
     seed: Seed = 0                   # seed of the demo corpus
     cache: str = 'cache'             # folder of computed features
+    keep_features: bool = True       # store them; False: compute them in every epoch
+    check_hours: NonNegative = 50.0  # a corpus up to this size is read as a whole first, a larger one as it is needed
     allow_leaks: bool = False        # go on where test data were heard in training; the record says so
     transcribed: Share = 1.0         # of the training utterances; the others count as recordings without transcripts
     on_error: Literal['raise', 'skip'] = 'raise'
@@ -520,7 +522,7 @@ def load_config(path,         # YAML file, looked for as `config_file` does
 ADDED = ('model.attention_heads', 'data.allow_leaks', 'data.transcribed', 'text.vocabulary', 'teacher.moving',
          'teacher.warmup', 'teacher.own', 'teacher.log_probs', 'model.own', 'model.options',
          'training.initial_checkpoint', 'augmentation.warp', 'augmentation.cepstra', 'consistency',
-         'deep_to_shallow') # younger than some records
+         'deep_to_shallow', 'data.keep_features', 'data.check_hours') # younger than some records
 
 def config_dict(config: Config) -> dict:
     "The config as plain nested dictionaries, for checkpoints and records"
@@ -536,7 +538,7 @@ def config_hash(config # a `Config` or its dictionary
     "A short hash of all settings that can change a result"
     values = config if isinstance(config, dict) else config_dict(config)
     values = {k: v for k, v in values.items() if k not in ('run', 'device', 'threads', 'checkpoints', 'monitoring')}
-    values['data'] = {k: v for k, v in values['data'].items() if k not in ('path', 'cache')}
+    values['data'] = {k: v for k, v in values['data'].items() if k not in ('path', 'cache', 'keep_features')}
     teacher, training = dict(values['teacher']), dict(values['training'])
     if training.pop('initial_checkpoint', None): values['training'] = training | dict(begun=True)
     values['teacher'] = {'distilled': bool(teacher.pop('checkpoint'))} | teacher

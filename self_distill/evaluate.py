@@ -25,10 +25,11 @@ from .beam_search import BeamDecoder
 from .checkpoint import LoadedModel, save_checkpoint
 from .config import (Config, DataConfig, apply_override, build_config, config_dict, config_hash, locked,
                                  root_path)
-from .corpora import Corpus, fingerprint, heard, load_corpus, store
+from .corpora import Corpus, fingerprint, heard, load_corpus
 from .ensemble import checkpoint_name, load_average, load_ensemble, open_model
 from .environment import pick_device
 from .features import normalize
+from .file_facts import store
 from .greedy import greedy_decode
 from .language_model import language_model_for, ngram_order
 from .ledger import LEDGER, append_ledger

@@ -8,8 +8,11 @@ __all__ = ['KNOWN', 'ALIASES', 'NEEDED', 'NAMES', 'TABLES', 'FORMATS', 'MANIFEST
            'manifest']
 
 # %% ../nbs/04c_formats.ipynb #imports
-import csv, difflib, gzip, hashlib, io, json, os, re
+import csv, difflib, gzip, hashlib, json, os, re
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
+from sys import intern
 
 import numpy as np, pandas as pd, soundfile
 
@@ -33,14 +36,15 @@ def _near_column(header):
         near = [] if name in KNOWN else difflib.get_close_matches(name.strip().lower(), absent, 1, cutoff=0.8)
         if near: return f': its column {name!r} is unknown; rename it to {near[0]!r}, or leave it out'
 
-# %% ../nbs/04c_formats.ipynb #file-text
-def _text(path):
-    "The text of a file, compressed by gzip or not"
+# %% ../nbs/04c_formats.ipynb #opened
+@contextmanager
+def _opened(path):
+    "A text file, compressed by gzip or not"
     refuse_special(path, 'a CSV file')
     try:
         opened = gzip.open if path.suffix == '.gz' else open
-        with opened(path, 'rt', encoding='utf-8-sig', newline='') as file: return file.read()
-    except (UnicodeDecodeError, EOFError, OSError) as e:
+        with opened(path, 'rt', encoding='utf-8-sig', newline='') as file: yield file
+    except (UnicodeDecodeError, EOFError, OSError, csv.Error) as e:
         raise ValueError(f'{path}: not readable as a CSV table in UTF-8 ({e})') from None
 
 # %% ../nbs/04c_formats.ipynb #csv-rows
@@ -50,12 +54,12 @@ def _delimiter(line):
 
 def _csv_rows(path):
     "The rows of a table that are not empty, with their numbers"
-    text = _text(path)
-    delimiter = _delimiter(text.partition('\n')[0])
-    quotes = csv.QUOTE_NONE if delimiter in '\t|' else csv.QUOTE_MINIMAL # in these, " is a sign like any other
-    rows = csv.reader(io.StringIO(text, newline=''), strict=True, delimiter=delimiter, quoting=quotes)
-    try: return [(n, row) for n, row in enumerate(rows, 1) if row]
-    except csv.Error as e: raise ValueError(f'{path}: not readable as a CSV table in UTF-8 ({e})') from None
+    with _opened(path) as file:
+        first = file.readline()
+        delimiter = _delimiter(first)
+        quotes = csv.QUOTE_NONE if delimiter in '\t|' else csv.QUOTE_MINIMAL # in these, " is a sign like any other
+        rows = csv.reader(chain([first], file), strict=True, delimiter=delimiter, quoting=quotes)
+        return [(n, row) for n, row in enumerate(rows, 1) if row]
 
 # %% ../nbs/04c_formats.ipynb #table-fault
 NEEDED = ': needs the columns path and text, each column once; its header has '
@@ -91,7 +95,8 @@ def _supervisions(cut, where):
 def _json_table(path):
     "A JSON object on each line, as a table"
     rows = []
-    for n, line in enumerate(_text(path).splitlines(), 1):
+    with _opened(path) as file: lines = file.read().splitlines()
+    for n, line in enumerate(lines, 1):
         try: row = json.loads(line) if line.strip() else None
         except json.JSONDecodeError as e:
             raise ValueError(f'{path}, line {n}: not JSON ({e}); write an object on each line') from None
@@ -113,7 +118,8 @@ def read_table(path) -> pd.DataFrame: # every value of a CSV file a string as it
         table = pd.DataFrame([row for _, row in rows[1:]], columns=rows[0][1], dtype=object)
     table = _renamed(table)
     if fault := _table_fault(table): raise ValueError(f'{path}{fault}')
-    return table.assign(text=['' if pd.isna(t) else str(t) for t in table.text])
+    few = {c: [intern(v) if type(v) is str else v for v in table[c]] for c in ('split', 'speaker') if c in table}
+    return table.assign(text=['' if pd.isna(t) else str(t) for t in table.text], **few) # each name once in memory
 
 # %% ../nbs/04c_formats.ipynb #by-split
 NAMES = {s: s for s in SPLITS} | OTHER_NAMES
@@ -137,15 +143,24 @@ def located(path, # of a recording, as it is written
     places = [folder/path, folder/'clips'/path, user_folder()/path]
     return str(next((p for p in places if p.exists()), places[0]))
 
+def _all_located(paths, folder):
+    "Where recordings are; each folder is listed once, where to ask for every file would take longer"
+    listed = {}
+    def find(path):
+        place = str(folder/path)
+        parent, name = os.path.split(place)
+        if parent not in listed: listed[parent] = set(os.listdir(parent)) if os.path.isdir(parent) else ()
+        return place if name in listed[parent] else located(path, folder)
+    return [find(path) for path in paths]
+
 # %% ../nbs/04c_formats.ipynb #own-table
 def own_table(path: Path, cache=None) -> pd.DataFrame:
     "A table of one's own, or a cut set"
     table = _split_of(read_table(path), path)
-    written = [Path(p) for p in table.path]
-    if 'id' not in table and not any(p.is_absolute() for p in written):
+    if 'id' not in table and not any(map(os.path.isabs, table.path)):
         part = [f'-{s}' for s in table.start] if 'start' in table else ['']*len(table)
-        table['id'] = [p.with_suffix('').as_posix() + s for p, s in zip(written, part)]
-    return table.assign(path=[located(p, path.parent) for p in written])
+        table['id'] = [Path(p).with_suffix('').as_posix() + s for p, s in zip(table.path, part)]
+    return table.assign(path=_all_located(table.path, path.parent))
 
 # %% ../nbs/04c_formats.ipynb #tables
 TABLES = re.compile(r'\.(csv|tsv|jsonl?)(\.gz)?$')

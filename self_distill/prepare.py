@@ -17,8 +17,8 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd
 
 from .batches import epoch_batches, too_short
 from .config import Config, atomic_write, root_path
-from .corpora import (CORPORA, SPLITS, Corpus, audio_header, complete, find_corpus, load_corpus, read_array,
-                                  shared_recordings)
+from .corpora import CORPORA, SPLITS, Corpus, complete, find_corpus, load_corpus, shared_recordings
+from .feature_cache import audio_header, read_array
 from .model import count_parameters
 from .trainer import Trainer, loader
 

@@ -17,8 +17,9 @@ import self_distill
 from .checkpoint import load_model
 from .compare import compare, pooled_counts
 from .config import atomic_write, build_config, root_path
-from .corpora import Corpus, file_kinds, load_corpus
+from .corpora import Corpus, load_corpus
 from .evaluate import compute_log_probs, data_settings
+from .feature_cache import file_kinds
 from .features import read_audio
 from .metrics import PARTS, bootstrap_interval, word_pairs
 from .records import Record, find_decode

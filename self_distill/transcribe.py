@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from .beam_search import FRAME_SECONDS, WORD_START, Word, decoder_labels
 from .checkpoint import LoadedModel
 from .config import root_path
-from .corpora import compute_features, file_kinds
+from .feature_cache import compute_features, file_kinds
 from .ensemble import open_model
 from .environment import pick_device
 from .evaluate import Beam, Opened, log_probs_of, open_corpus, open_record

@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest, soundfile, torch
 from torch.utils.data import DataLoader
 
+from self_distill import feature_cache, file_facts
 from self_distill.batches import UtteranceDataset, collate, epoch_batches, frames_needed, output_frames, too_short
 from self_distill.config import AugmentConfig, DataConfig, FeatureConfig, TextConfig
-from self_distill.corpora import (SPLITS, check_manifest, compute_features, content_hash, default_split, fingerprint,
-                                  load_corpus, shared_recordings)
+from self_distill.corpora import SPLITS, check_manifest, default_split, fingerprint, load_corpus, shared_recordings
 from self_distill.demo import demo_corpus
+from self_distill.feature_cache import compute_features
 from self_distill.features import read_audio
+from self_distill.file_facts import content_hash
 from self_distill.text import Tokenizer, normalize_text
 
 DATA = Path(__file__).resolve().parents[2]/'shared/data'
@@ -166,7 +168,7 @@ def test_a_word_that_training_lacks_stays_in_dev_and_test(tmp_path):
         assert list(corpus.manifest.text) == ['sun rain', 'sun', 'rain snow', 'fog'] and corpus.skipped == []
         assert corpus.tokenizer.tokens[1:] == ('rain', 'sun')
     dev, test = (UtteranceDataset(corpus, split, corpus.tokenizer, features) for split in ('dev', 'test'))
-    assert (dev.unwritable, dev.labels, test.unwritable) == ({'u2'}, [[2], []], {'u3'})
+    assert (dev.unwritable, list(dev.labels), test.unwritable) == ({'u2'}, [[2], []], {'u3'})
     batch = collate([dev[i] for i in range(2)])
     assert batch.labels.tolist() == [[2], [0]] and batch.label_lengths.tolist() == [1, 0]
     assert batch.texts == ['sun', 'rain snow']
@@ -332,3 +334,59 @@ def test_a_fingerprint_is_of_the_data_and_not_of_their_place(own, demo):
     assert changed(lambda: other.rows[1].__setitem__(3, 's9')) == ['dev', 'test']
     assert changed(lambda: other.record('u0.wav', np.ones(8000))) == list(SPLITS)
     assert fingerprint(demo) == fingerprint(replace(demo, manifest=demo.manifest.assign(path='nowhere.flac')))
+
+# a thousand hours
+
+@pytest.fixture
+def sealed(monkeypatch):
+    "From when it is called, a file that is opened for what is in it fails the test"
+    def refuse(path, *rest): raise AssertionError(f'{path} was opened')
+    def seal():
+        for name in ('read_audio', 'audio_header', 'Recording', 'read_array'): monkeypatch.setattr(feature_cache, name, refuse)
+        monkeypatch.setattr(file_facts, 'content_hash', refuse)
+    return seal
+
+def test_a_second_start_opens_no_file(own, sealed):
+    first = own.load()
+    before = fingerprint(first)
+    sealed()
+    assert own.load().manifest.equals(first.manifest) and fingerprint(own.load()) == before
+    own.record('u1.wav', 0.1*np.random.default_rng(7).normal(size=8000)) # changed: it must be read again
+    with pytest.raises(AssertionError, match='u1.wav was opened'): own.load()
+
+def test_a_large_corpus_with_durations_opens_no_file(own, sealed):
+    exact = own.load(cache=str(own.folder/'other')).manifest.frames
+    own.column('duration', [0.5, 1.2, 0.5, 0.51])
+    own.record('u3.wav', 0.1*np.random.default_rng(3).normal(size=8160)) # another size: u3 need not be compared with the others
+    for n in (1, 2): own.record(f'u{n}.wav', 0.1*np.random.default_rng(n).normal(size=8000 + n))
+    sealed()
+    corpus = own.load(check_hours=0)
+    assert corpus.manifest.frames.tolist() == [48, 118, 48, 49] and exact.tolist() == [48]*4
+    assert re.search(r'0 hours are more than data.check_hours \(0\).*0.0 GB in .*cache/features, where .* are free', corpus.notes[0])
+
+def test_a_large_corpus_is_checked_as_it_is_read(own):
+    own.column('duration', [0.5, 1.2, 0.5, 0.5])
+    spike(own)
+    corpus = own.load(check_hours=0)
+    rows = list(corpus.manifest.itertuples())
+    with pytest.raises(ValueError, match='u1.wav: its features are not finite'): corpus.read(rows[1])
+    own.record('u1.wav', 0.1*np.random.default_rng(1).normal(size=8000))
+    with pytest.raises(ValueError, match='u1.wav: lasts 0.5 s, and the manifest says 1.2 s'): corpus.read(rows[1])
+    assert len(corpus.read(rows[0])) == rows[0].frames == 48
+
+def test_where_a_few_frames_decide_the_header_does(own):
+    own.column('duration', [0.5, 0.8, 0.5, 0.5])
+    for row in own.rows: row[1] = 'yes yes yes yes' # 15 labels; 0.8 s would make 20 frames of output, 0.5 s makes 12
+    own.rows[0][1] = 'yes'
+    for hours in (0, 50):
+        if hours: own.rows[1][-1] = 0.5
+        data = UtteranceDataset(own.load(check_hours=hours), 'train', Tokenizer.english(), FeatureConfig())
+        assert [i for i, _ in data.skipped] == (['u1'] if hours else []) and len(data) == 2 - len(data.skipped)
+    own.rows[1][-1] = 0.7 # 17 frames of output would do
+    data = UtteranceDataset(own.load(check_hours=0), 'train', Tokenizer.english(), FeatureConfig())
+    assert [i for i, _ in data.skipped] == ['u1']
+
+def test_features_need_not_be_kept(own):
+    kept, unkept = own.load(), own.load(keep_features=False, cache=str(own.folder/'other'))
+    assert torch.equal(*(c.read(c.manifest.iloc[0]) for c in (kept, unkept)))
+    assert (own.folder/'cache/features').exists() and not (own.folder/'other/features').exists()

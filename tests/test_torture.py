@@ -11,9 +11,10 @@ from conftest import ROOT, environment
 from self_distill import evaluate, trainer, training
 from self_distill.checkpoint import load_checkpoint, save_checkpoint
 from self_distill.config import Config, build_config, config_dict
-from self_distill.corpora import load_corpus, store
+from self_distill.corpora import load_corpus
 from self_distill.demo import demo_corpus
 from self_distill.experiments import run_notebook
+from self_distill.file_facts import store
 from self_distill.figures import save_figure
 from self_distill.language_model import estimate_arpa
 from self_distill.ledger import append_ledger, read_ledger

@@ -1,12 +1,13 @@
-"""How fast: `python tools/bench.py decode models/<run>/checkpoint_best.pt`.
+"""How fast: `python tools/bench.py decode models/<run>/checkpoint_best.pt`, `python tools/bench.py scale`.
 
 `decode` measures the real-time factors of the network, of greedy decoding and of the beam search with each engine.
+`scale` makes manifests of many rows over a few recordings, loads each in a fresh process, and prints seconds and peak memory.
 """
-import argparse, json, time
+import argparse, json, os, resource, subprocess, sys, tempfile, time
 from itertools import product
 from pathlib import Path
 
-import pandas as pd
+import numpy as np, pandas as pd, soundfile
 
 def decoders(opened, beam_width, stack):
     "The ways to read log-probabilities: name → a function from a list of them to texts; the beam searches in one process and in two"
@@ -57,6 +58,65 @@ def decode(checkpoint, utterances, beam_width, rounds, out):
         machine = {k: v if isinstance(v, dict) else v.model_dump() for k, v in environment('cpu').items()}
         Path(out).write_text(json.dumps(made | machine, indent=1) + '\n')
 
+WORDS = 'go stop left right home away near far open closed red blue green seven eight nine light dark'.split()
+
+def recordings(folder, count=11):
+    "Noise of 2 to 20 s at 16 kHz, and one for dev: name → seconds"
+    rng, seconds = np.random.default_rng(0), dict(zip([f'{k:02d}' for k in range(count)], np.linspace(2, 20, count).round(2)))
+    for name, length in (seconds | {'dev': 3.333}).items(): soundfile.write(folder/f'{name}.flac', 0.1*rng.normal(size=round(length*16000)), 16000)
+    return seconds
+
+def write_manifest(folder, rows, files, durations):
+    "A table of `rows` utterances whose paths are `files` hard links to the recordings; 64 more for dev"
+    rng, seconds = np.random.default_rng(1), recordings(folder)
+    names = list(seconds)
+    for k in range(files): os.link(folder/f'{names[k % len(names)]}.flac', folder/f'u{k}.flac')
+    used = [k % files for k in range(rows)]
+    texts = [' '.join(rng.choice(WORDS, 1 + int(2*seconds[names[k % len(names)]]))) for k in used]
+    table = pd.DataFrame(dict(id=[f'u{k}' for k in range(rows)], path=[f'u{k}.flac' for k in used], text=texts, split='train',
+                              speaker=[f's{k % 997}' for k in range(rows)], duration=[seconds[names[k % len(names)]] for k in used]))
+    dev = pd.DataFrame(dict(id=[f'd{k}' for k in range(64)], path='dev.flac', text='go home', split='dev', speaker='d', duration=3.333))
+    table = pd.concat([table, dev])
+    (table if durations else table.drop(columns='duration')).to_csv(folder/'m.csv', index=False)
+    return table.duration.sum()/3600
+
+def measure(folder, check_hours):
+    "In a process of its own: seconds to the corpus, the data set, the fingerprint; MiB at the peak of each"
+    from self_distill.batches import UtteranceDataset, epoch_batches
+    from self_distill.config import AugmentConfig, DataConfig, FeatureConfig, TextConfig
+    from self_distill.corpora import load_corpus, training_data
+    def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//1024
+    def clocks(): return time.perf_counter(), time.process_time()
+    times, started = dict(imports_mib=peak()), clocks()
+    def lap(name):
+        nonlocal started
+        seconds, cpu = (round(b - a, 2) for a, b in zip(started, clocks()))
+        times.update({f'{name}_s': seconds, f'{name}_cpu_s': cpu, f'{name}_mib': peak()})
+        started = clocks()
+    data = DataConfig(corpus='manifest', path=str(folder/'m.csv'), cache=str(folder/'cache'), check_hours=check_hours)
+    corpus = load_corpus(data, TextConfig(), FeatureConfig())
+    lap('corpus')
+    train = UtteranceDataset(corpus, 'train', corpus.tokenizer, FeatureConfig(), AugmentConfig())
+    lap('dataset')
+    train[epoch_batches(train.lengths, 24, 0, 1)[0][0]]
+    lap('batches')
+    training_data(corpus)
+    lap('fingerprint')
+    print(json.dumps(times))
+
+def scale(sizes, files, durations, check_hours, out):
+    "A row for each size: a first start, and a second one"
+    rows = []
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            hours = write_manifest(Path(folder), size, files or size, durations)
+            for start in ('first', 'second'):
+                done = subprocess.run([sys.executable, __file__, 'measure', folder, str(check_hours)], stdout=subprocess.PIPE, check=True, text=True)
+                rows.append(dict(rows=size, hours=round(hours), start=start) | json.loads(done.stdout.splitlines()[-1]))
+                print(rows[-1], flush=True)
+    print(pd.DataFrame(rows).to_string(index=False))
+    if out: Path(out).write_text(json.dumps(rows, indent=1) + '\n')
+
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest='command', required=True)
@@ -66,5 +126,14 @@ if __name__ == '__main__':
     options.add_argument('--beam-width', type=int, default=10)
     options.add_argument('--rounds', type=int, default=5)
     options.add_argument('--out', help='JSON file for the numbers')
+    options = commands.add_parser('measure', help='one start of scale')
+    options.add_argument('folder', type=Path)
+    options.add_argument('check_hours', type=float)
+    options = commands.add_parser('scale')
+    options.add_argument('--sizes', type=int, nargs='+', default=[10_000, 100_000, 300_000])
+    options.add_argument('--files', type=int, default=0, help='distinct paths; 0: one for each row')
+    options.add_argument('--without-durations', dest='durations', action='store_false')
+    options.add_argument('--check-hours', type=float, default=0, help='data.check_hours')
+    options.add_argument('--out', help='JSON file for the numbers')
     chosen = vars(parser.parse_args())
-    dict(decode=decode)[chosen.pop('command')](**chosen)
+    dict(decode=decode, measure=measure, scale=scale)[chosen.pop('command')](**chosen)
