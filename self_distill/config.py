@@ -182,6 +182,7 @@ class AugmentConfig:
     time_fraction: Fraction = 0.2    # share of the frames that all time masks together may cover
     noise: NonNegative = 0.0         # standard deviation of Gaussian noise on normalised features
     stretch: Fraction = 0.0          # largest change of pace
+    paces: Literal[0, 3, 5, 7, 9] = 0 # evenly spaced, which are drawn from; 0: any pace
     warp: Fraction = 0.0             # largest change of the vocal tract's length
     cepstra: bool = False            # frequency masks on cepstra too, by way of their spectrum
 
@@ -213,6 +214,7 @@ class TeacherConfig:
     warmup: NonNegative = 0.0        # epochs until a moving teacher has its full weight
     own: Optional[str] = None        # 'my_module:my_teacher', a function that returns a model of yours (15a_own_teacher)
     log_probs: Optional[str] = None  # a folder of stored log-probabilities, <id>.npy
+    cache: NonNegative = 2.0         # GB that a checkpoint may take for its answers (16a_teacher_cache); 0: none
 
     @model_validator(mode='after')
     def _one(self):
@@ -521,8 +523,9 @@ def load_config(path,         # YAML file, looked for as `config_file` does
 # %% ../nbs/00_config.ipynb #config-dict
 ADDED = ('model.attention_heads', 'data.allow_leaks', 'data.transcribed', 'text.vocabulary', 'teacher.moving',
          'teacher.warmup', 'teacher.own', 'teacher.log_probs', 'model.own', 'model.options',
-         'training.initial_checkpoint', 'augmentation.warp', 'augmentation.cepstra', 'consistency',
-         'deep_to_shallow', 'data.keep_features', 'data.check_hours') # younger than some records
+         'teacher.cache', 'training.initial_checkpoint', 'augmentation.warp', 'augmentation.cepstra',
+         'augmentation.paces', 'consistency', 'deep_to_shallow', 'data.keep_features',
+         'data.check_hours') # younger than some records
 
 def config_dict(config: Config) -> dict:
     "The config as plain nested dictionaries, for checkpoints and records"
@@ -540,6 +543,7 @@ def config_hash(config # a `Config` or its dictionary
     values = {k: v for k, v in values.items() if k not in ('run', 'device', 'threads', 'checkpoints', 'monitoring')}
     values['data'] = {k: v for k, v in values['data'].items() if k not in ('path', 'cache', 'keep_features')}
     teacher, training = dict(values['teacher']), dict(values['training'])
+    teacher.pop('cache', None)
     if training.pop('initial_checkpoint', None): values['training'] = training | dict(begun=True)
     values['teacher'] = {'distilled': bool(teacher.pop('checkpoint'))} | teacher
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

@@ -99,7 +99,7 @@ def teacher_output(teacher: torch.nn.Module | None, # in eval mode
     "The teacher's output for the clean utterances"
     if teacher is None: return None
     answer = getattr(teacher, 'answer', lambda batch: teacher(batch.clean, batch.lengths))
-    with autocast(batch.clean.device, precision): return answer(batch)
+    with autocast(batch.features.device, precision): return answer(batch)
 
 # %% ../nbs/16_teacher.ipynb #teacher-wer
 def teacher_wer(teacher: LoadedModel | None) -> float | None:

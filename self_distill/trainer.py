@@ -37,6 +37,7 @@ from .records import now
 from .schedule import learning_rate_at, temperature_at
 from .teacher import (is_taught, is_teacher, load_teacher, teacher_entry, teacher_output, teacher_precision,
                                   teacher_sentences, teacher_wer)
+from .teacher_cache import answer_widths, keep_answers, why_asked
 from .training_log import REMEDIES, SilentLog, TrainingLog, check_course, data_sentences, epoch_sentence, tag_of
 
 # %% ../nbs/17_trainer.ipynb #errors
@@ -168,14 +169,14 @@ def train_step(self: Trainer,
                temperature: float # T
               ) -> dict:          # name → number, per valid output frame
     "One update of the weights"
-    t, sums, norms, buffers = self.config.training, {}, {}, [b.clone() for b in self.model.buffers()]
+    c, t, sums, norms, buffers = self.config, self.config.training, {}, {}, [b.clone() for b in self.model.buffers()]
     self._own_random_numbers()
     self.objective.warm_up(self.update / self.updates_per_epoch)
     frames = int(sum(output_frames(batch.lengths).sum() for batch in window))
     [frames] = totals([frames], self.device)
     for batch in window:
         batch = batch.to(self.device)
-        teacher = teacher_output(self.teaching, batch, teacher_precision(self.config, self.device))
+        teacher = teacher_output(self.train_set.answers or self.teaching, batch, teacher_precision(c, self.device))
         with autocast(self.device, t.precision): student = self.model(batch.features, batch.lengths)
         terms = self.objective(student, teacher, batch.labels, batch.label_lengths, temperature)
         if not sums: norms = self.gradient_norms(terms, int(student.lengths.sum()))
@@ -354,7 +355,7 @@ def _restore(self: Trainer, payload):
     if on_gpu: torch.cuda.set_rng_state(state['cuda_random'], self.device)
 
 # %% ../nbs/17_trainer.ipynb #changed-settings
-MAY_CHANGE = ('device', 'threads', 'data.cache', 'training.workers', 'training.gradient_norms_every',
+MAY_CHANGE = ('device', 'threads', 'data.cache', 'teacher.cache', 'training.workers', 'training.gradient_norms_every',
               'checkpoints.every', 'monitoring') # settings and sections that may differ when a run is resumed
 
 def changed_settings(before: Config, after: Config) -> list: # of 'key: old → new'
@@ -479,6 +480,21 @@ def _introduce(self: Trainer, resumed):
     for text in data_sentences(self.corpus, self.train_set, self.dev_set): self.log.say(text)
     for text in [*filter(None, [self.begun]), *teacher_sentences(self.teacher, c)]: self.log.say(text)
 
+# %% ../nbs/17_trainer.ipynb #store-answers
+@patch
+def store_answers(self: Trainer, stops=()): # names of stop signals that came
+    "Read from the disk what the teacher says, or say why it is asked at every step"
+    c, start = self.config, time.perf_counter()
+    if not (c.teacher.checkpoint and c.teacher.cache): return
+    layers = sorted({layer for _, layer in self.objective.pairs})
+    why = why_asked(self.train_set, answer_widths(self.teacher, layers), c.teacher.cache)
+    if why: return self.log.say(f'Teacher asked at every step: {why}')
+    self.train_set.answers = keep_answers(
+        self.teacher, layers, teacher_precision(c, self.device), self.train_set, self.data['fingerprint']['train'],
+        root_path(c.data.cache)/'teacher', self.device, c.training.batch_size,
+        check=lambda: stops and self._stop(stops[0]), say=self.log.say)
+    self.seconds += time.perf_counter() - start
+
 # %% ../nbs/17_trainer.ipynb #train-epochs
 @patch
 def _train_epochs(self: Trainer, stops):
@@ -501,6 +517,7 @@ def fit(self: Trainer):
             self.log.rewind(self.update)
             self._introduce(resumed)
             if not resumed: self.save()
+            with process_0_first(): self.store_answers(stops)
             self._train_epochs(stops)
     except OSError as e:
         raise TrainingError(f'{e}. What was saved is intact; when this is mended, the same command resumes') from e

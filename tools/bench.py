@@ -1,13 +1,20 @@
-"""How fast: `python tools/bench.py decode models/<run>/checkpoint_best.pt`, `python tools/bench.py scale`.
+"""How fast: `python tools/bench.py decode models/<run>/checkpoint_best.pt`, `python tools/bench.py scale`, `… step`.
 
 `decode` measures the real-time factors of the network, of greedy decoding and of the beam search with each engine.
 `scale` makes manifests of many rows over a few recordings, loads each in a fresh process, and prints seconds and peak memory.
+`step` measures a training step: CTC alone, a teacher that is asked at every step, and one that was asked once.
 """
 import argparse, json, os, resource, subprocess, sys, tempfile, time
 from itertools import product
 from pathlib import Path
 
 import numpy as np, pandas as pd, soundfile
+
+def write(out, made):
+    "The numbers, and the machine that they were measured on, as JSON"
+    from self_distill.environment import environment
+    machine = {k: v if isinstance(v, dict) else v.model_dump() for k, v in environment('cpu').items()}
+    Path(out).write_text(json.dumps(made | machine, indent=1) + '\n')
 
 def decoders(opened, beam_width, stack):
     "The ways to read log-probabilities: name → a function from a list of them to texts; the beam searches in one process and in two"
@@ -30,7 +37,6 @@ def decode(checkpoint, utterances, beam_width, rounds, out):
     "Real-time factors, one utterance at a time and all in one batch; the ways take turns, and the median of the rounds counts"
     from contextlib import ExitStack
     from self_distill.beam_search import FRAME_SECONDS
-    from self_distill.environment import environment
     from self_distill.evaluate import log_probs_of, open_for_evaluation
     from self_distill.features import normalize
     opened = open_for_evaluation(checkpoint, device='cpu')
@@ -55,8 +61,7 @@ def decode(checkpoint, utterances, beam_width, rounds, out):
     if out:
         made = dict(checkpoint=checkpoint, utterances=len(features), speech=speech, beam_width=beam_width, rounds=rounds,
                     other_texts=other, real_time_factors=json.loads(table.reset_index().to_json(orient='records')))
-        machine = {k: v if isinstance(v, dict) else v.model_dump() for k, v in environment('cpu').items()}
-        Path(out).write_text(json.dumps(made | machine, indent=1) + '\n')
+        write(out, made)
 
 WORDS = 'go stop left right home away near far open closed red blue green seven eight nine light dark'.split()
 
@@ -117,6 +122,62 @@ def scale(sizes, files, durations, check_hours, out):
     print(pd.DataFrame(rows).to_string(index=False))
     if out: Path(out).write_text(json.dumps(rows, indent=1) + '\n')
 
+def trainers(config, settings):
+    "The same model and data with CTC alone, with a teacher that is asked at every step, with one that was asked once"
+    from self_distill.config import load_config
+    from self_distill.trainer import Trainer
+    def trainer(name, *more):
+        return Trainer(load_config(Path(config).resolve(), ['training.gradient_norms_every=0', *settings, f'run={name}', *more]))
+    plain = trainer('ctc')
+    plain.save()
+    teacher = f'teacher.checkpoint={plain.folder}/checkpoint_last.pt'
+    runs = {'CTC': plain, 'teacher asked': trainer('asked', teacher), 'teacher read': trainer('read', teacher)}
+    runs['teacher read'].store_answers()
+    for run in runs.values(): run.model.train()
+    return runs
+
+def timed_step(run, window, round):
+    "Seconds to load a window of batches, and to make a step on it"
+    import torch
+    from self_distill.trainer import loader
+    run.train_set.set_epoch(round)
+    times = [time.perf_counter()]
+    batches = list(loader(run.train_set, window)); times.append(time.perf_counter())
+    run.train_step(batches, 4.)
+    if torch.cuda.is_available(): torch.cuda.synchronize()
+    return np.diff([*times, time.perf_counter()])
+
+def measured_steps(runs, rounds, updates):
+    "Seconds (2, variants, steps) of loading and of the step; the variants take turns on the same batches"
+    from self_distill.batches import epoch_batches
+    plain, seconds = runs['CTC'], []
+    size, n = plain.config.training.batch_size, plain.config.training.gradient_accumulation_steps
+    for round in range(rounds + 1): # the first one is a warm-up
+        batches = [b for b in epoch_batches(plain.train_set.lengths, size, 0, round) if len(b) == size][:updates * n]
+        for k in range(0, len(batches), n):
+            turn = sorted(enumerate(runs), key=lambda x: (x[0] + round) % len(runs))
+            spent = {name: timed_step(runs[name], batches[k:k + n], round) for _, name in turn}
+            if round: seconds.append([spent[name] for name in runs])
+    return np.array(seconds).transpose(2, 1, 0)
+
+def step(config, settings, rounds, updates, out):
+    "Milliseconds of loading and of a training step, and their ratios to CTC alone: medians and quartiles"
+    from self_distill.model import count_parameters
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ['SELF_DISTILL_ROOT'] = folder # what the runs leave goes there
+        runs = trainers(config, settings)
+        loading, steps = measured_steps(runs, rounds, updates)
+    del os.environ['SELF_DISTILL_ROOT']
+    table = pd.DataFrame({'loading, ms': np.median(loading, 1) * 1e3, 'step, ms': np.median(steps, 1) * 1e3}, list(runs))
+    for name, values in (('step', steps / steps[0]), ('loading and step', (steps + loading) / (steps + loading)[0])):
+        for q, part in ((0.5, ''), (0.25, ', 1st quartile'), (0.75, ', 3rd quartile')):
+            table[f'{name} to CTC{part}'] = np.quantile(values, q, axis=1)
+    plain, t = runs['CTC'], runs['CTC'].config.training
+    print(f'{plain.corpus.name}, {count_parameters(plain.model):,} parameters, {steps.shape[1]} steps of '
+          f'{t.gradient_accumulation_steps} × {t.batch_size} utterances\n{table.T.round(3).to_string()}')
+    if out: write(out, dict(config=config, settings=settings, corpus=plain.corpus.name, parameters=count_parameters(plain.model),
+                            steps=steps.shape[1], table=json.loads(table.to_json(orient='index'))))
+
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest='command', required=True)
@@ -135,5 +196,11 @@ if __name__ == '__main__':
     options.add_argument('--without-durations', dest='durations', action='store_false')
     options.add_argument('--check-hours', type=float, default=0, help='data.check_hours')
     options.add_argument('--out', help='JSON file for the numbers')
+    options = commands.add_parser('step')
+    options.add_argument('--config', default='configs/baseline.yaml')
+    options.add_argument('--set', dest='settings', nargs='*', default=[], help='settings on top of it, such as data.path=/my/an4')
+    options.add_argument('--rounds', type=int, default=8)
+    options.add_argument('--updates', type=int, default=5, help='of each variant in a round')
+    options.add_argument('--out', help='JSON file for the numbers')
     chosen = vars(parser.parse_args())
-    dict(decode=decode, measure=measure, scale=scale)[chosen.pop('command')](**chosen)
+    dict(decode=decode, measure=measure, scale=scale, step=step)[chosen.pop('command')](**chosen)
