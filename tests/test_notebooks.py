@@ -1,17 +1,21 @@
 "Every notebook runs from top to bottom, in a copy of the repository, so that nothing here is changed."
 import os, time
 
-import nbformat, pytest
+import pytest
 from conftest import NOTEBOOKS, copy_repository, environment
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 
 SECONDS = 300  # for a whole notebook; a lesson should take less than a tenth of it
 ARTIFACTS = '456'  # first digits of the notebooks that draw recorded runs; test_figures runs them all, on invented records
 
+ONCE = {'31_step_time': dict(batches_each=1, rounds=1), '32_training_cost': dict(batches=1, rounds=1)}  # measured with more
+
 def prepared(path):
     "The notebook as it is to be run: without the cells that nbdev leaves out too."
-    notebook = nbformat.read(path, as_version=4)
+    notebook = parameterize_notebook(load_notebook_node(str(path)), ONCE.get(path.stem, {}))
     for cell in notebook.cells:
         if cell.cell_type == 'code' and '#| eval: false' in cell.source: cell.source = ''
     return notebook
