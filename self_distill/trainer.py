@@ -162,6 +162,16 @@ def _load_data(self: Trainer):
     self.train_set = dataset('train', c.augmentation, views=1 + twice, untranscribed=taught)
     self.dev_set = dataset('dev', None)
 
+# %% ../nbs/17_trainer.ipynb #terms
+@patch
+def _terms(self: Trainer, batch, temperature):
+    "The loss terms of a micro-batch, and its valid output frames"
+    c = self.config
+    teacher = teacher_output(self.train_set.answers or self.teaching, batch, teacher_precision(c, self.device))
+    with autocast(self.device, c.training.precision): student = self.model(batch.features, batch.lengths)
+    terms = self.objective(student, teacher, batch.labels, batch.label_lengths, temperature)
+    return terms, int(student.lengths.sum())
+
 # %% ../nbs/17_trainer.ipynb #train-step
 @patch
 def train_step(self: Trainer,
@@ -169,17 +179,13 @@ def train_step(self: Trainer,
                temperature: float # T
               ) -> dict:          # name → number, per valid output frame
     "One update of the weights"
-    c, t, sums, norms, buffers = self.config, self.config.training, {}, {}, [b.clone() for b in self.model.buffers()]
+    t, sums, norms, buffers = self.config.training, {}, {}, [b.clone() for b in self.model.buffers()]
     self._own_random_numbers()
     self.objective.warm_up(self.update / self.updates_per_epoch)
-    frames = int(sum(output_frames(batch.lengths).sum() for batch in window))
-    [frames] = totals([frames], self.device)
+    [frames] = totals([int(sum(output_frames(batch.lengths).sum() for batch in window))], self.device)
     for batch in window:
-        batch = batch.to(self.device)
-        teacher = teacher_output(self.train_set.answers or self.teaching, batch, teacher_precision(c, self.device))
-        with autocast(self.device, t.precision): student = self.model(batch.features, batch.lengths)
-        terms = self.objective(student, teacher, batch.labels, batch.label_lengths, temperature)
-        if not sums: norms = self.gradient_norms(terms, int(student.lengths.sum()))
+        terms, valid = self._terms(batch.to(self.device), temperature)
+        if not sums: norms = self.gradient_norms(terms, valid)
         self.scaler.scale(terms.total() / frames).backward()
         for name, value in terms.raw.items(): sums[name] = sums.get(name, 0.) + value.detach() / frames
     add_gradients(self.parameters)
