@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['CLOSE', 'output_frames', 'frames_needed', 'too_short', 'Utterance', 'Ragged', 'UtteranceDataset', 'paces', 'Batch',
-           'collate', 'epoch_batches']
+           'collate', 'epoch_batches', 'frame_batches']
 
 # %% ../nbs/05_batches.ipynb #imports
 from array import array
 from dataclasses import dataclass, fields, replace
+from itertools import islice
 from operator import eq
 from types import SimpleNamespace
 
@@ -270,4 +271,26 @@ def epoch_batches(lengths,     # input frames of each utterance
     order = torch.randperm(len(lengths), generator=generator).tolist()
     by_length = [i for part in _chunks(order, pool*batch_size) for i in sorted(part, key=lambda i: lengths[i])]
     batches = _chunks(by_length, batch_size)
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+# %% ../nbs/05_batches.ipynb #batch-sizes
+def _batch_sizes(ordered, frames):
+    "How many of the lengths, longest first, fit each batch; one that is longer than `frames` is alone"
+    sizes = []
+    while (start := sum(sizes)) < len(ordered):
+        sizes.append(min(max(1, int(frames // ordered[start])), len(ordered) - start))
+    return sizes
+
+# %% ../nbs/05_batches.ipynb #frame-batches
+def frame_batches(lengths,    # input frames of each utterance
+                  frames,     # of a batch, padding included; about, since neighbours change
+                  seed,       # of the run
+                  epoch,      # another order in each
+                  jitter=0.04 # by which part a length is changed before sorting, at most
+                 ) -> list:   # of lists of positions
+    "Every utterance once, in batches of about so many frames and of similar length, in random order"
+    generator = utterance_generator(seed, epoch, 'order of batches')
+    factors = 1 + jitter * (2 * torch.rand(len(lengths), generator=generator) - 1)
+    order = iter((torch.tensor(lengths) * factors).argsort(descending=True, stable=True).tolist())
+    batches = [list(islice(order, size)) for size in _batch_sizes(sorted(lengths, reverse=True), frames)]
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]

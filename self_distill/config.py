@@ -308,6 +308,7 @@ class TrainingConfig:
     "Epochs, batches and the step"
     epochs: at_most(100_000) = 80
     batch_size: at_most(10_000) = 24 # utterances of a micro-batch
+    batch_frames: Optional[Count] = None # in place of batch_size: input frames of a micro-batch, padding included
     gradient_accumulation_steps: at_most(10_000) = 3 # micro-batches of one update
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     gradient_clip: Positive = 1.0    # largest norm of the gradient, whose unit is nats per output frame
@@ -523,8 +524,8 @@ def load_config(path,         # YAML file, looked for as `config_file` does
 # %% ../nbs/00_config.ipynb #config-dict
 ADDED = ('model.attention_heads', 'data.allow_leaks', 'data.transcribed', 'text.vocabulary', 'teacher.moving',
          'teacher.warmup', 'teacher.own', 'teacher.log_probs', 'model.own', 'model.options',
-         'teacher.cache', 'training.initial_checkpoint', 'augmentation.warp', 'augmentation.cepstra',
-         'augmentation.paces', 'consistency', 'deep_to_shallow', 'data.keep_features',
+         'teacher.cache', 'training.initial_checkpoint', 'training.batch_frames', 'augmentation.warp',
+         'augmentation.cepstra', 'augmentation.paces', 'consistency', 'deep_to_shallow', 'data.keep_features',
          'data.check_hours') # younger than some records
 
 def config_dict(config: Config) -> dict:

@@ -15,7 +15,7 @@ from unittest import mock
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 
-from .batches import epoch_batches, too_short
+from .batches import too_short
 from .config import Config, atomic_write, root_path
 from .corpora import CORPORA, SPLITS, Corpus, complete, find_corpus, load_corpus, shared_recordings
 from .feature_cache import audio_header, read_array
@@ -150,8 +150,8 @@ def between_lines(corpus: Corpus) -> list: # of str
 def timed_update(trainer: Trainer
                 ) -> tuple: # seconds, and input frames of 10 ms
     "Time one update, after another"
-    c, t = trainer.config, trainer.config.training
-    batches = epoch_batches(trainer.train_set.lengths, t.batch_size, c.seed, 1)[:2*t.gradient_accumulation_steps]
+    t = trainer.config.training
+    batches = trainer.batches(1)[:2*t.gradient_accumulation_steps]
     batches = list(loader(trainer.train_set, batches))
     trainer.model.train()
     for window in (batches[:t.gradient_accumulation_steps], batches[-t.gradient_accumulation_steps:]):

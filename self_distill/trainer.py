@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from .batches import UtteranceDataset, collate, epoch_batches, output_frames, too_short
+from .batches import UtteranceDataset, collate, epoch_batches, frame_batches, output_frames, too_short
 from .checkpoint import copy_checkpoint, load_checkpoint, remove_unfinished, save_checkpoint
 from .config import Config, build_config, config_dict, dotted, root_path, writing
 from .corpora import load_corpus, training_data
@@ -101,8 +101,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model = new_model(config.model, self.corpus.input_size, len(self.tokenizer)).to(self.device)
         self.begun = start_from(self.model, config, self.corpus)
-        batches = math.ceil(len(self.train_set) / t.batch_size)
-        self.updates_per_epoch = math.ceil(batches / t.gradient_accumulation_steps)
+        self.updates_per_epoch = math.ceil(len(self.batches(1)) / t.gradient_accumulation_steps)
         self.updates = self.updates_per_epoch * t.epochs
         self.average = averaged_model(self.model, t.ema_window * self.updates_per_epoch) if t.ema_window else None
         self.teacher = load_teacher(config, self.corpus, self.statistics, self.device)
@@ -113,6 +112,16 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=t.precision == 'float16')
         self._start()
         torch.manual_seed(config.seed)
+
+# %% ../nbs/17_trainer.ipynb #batches
+@patch
+def batches(self: Trainer,
+            epoch: int # counted from 1
+           ) -> list:  # of lists of positions in the training set
+    "The batches of an epoch, in order"
+    t = self.config.training
+    make, size = (frame_batches, t.batch_frames) if t.batch_frames else (epoch_batches, t.batch_size)
+    return make(self.train_set.lengths, size, self.config.seed, epoch)
 
 # %% ../nbs/17_trainer.ipynb #start
 @patch
@@ -237,10 +246,9 @@ def _skip(self: Trainer, window, buffers):
 @patch
 def _windows(self: Trainer, epoch):
     "The windows of an epoch that are not done yet, each a list of micro-batches"
-    t = self.config.training
-    n = t.gradient_accumulation_steps
-    batches = epoch_batches(self.train_set.lengths, t.batch_size, self.config.seed, epoch)[self.window * n:]
-    batches = iter(loader(self.train_set, [share(b) for b in batches], t.workers))
+    n = self.config.training.gradient_accumulation_steps
+    batches = [share(b) for b in self.batches(epoch)[self.window * n:]]
+    batches = iter(loader(self.train_set, batches, self.config.training.workers))
     yield from iter(lambda: list(islice(batches, n)), [])
 
 # %% ../nbs/17_trainer.ipynb #run-updates

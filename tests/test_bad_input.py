@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from self_distill import an4, doctor, mboshi
 from self_distill.an4 import download, unpack
-from self_distill.batches import Utterance, UtteranceDataset, collate, epoch_batches, output_frames, too_short
+from self_distill.batches import Utterance, UtteranceDataset, collate, epoch_batches, frame_batches, output_frames, too_short
 from self_distill.checkpoint import load_model
 from self_distill.config import ConfigError, DataConfig, FeatureConfig, TextConfig, build_config, config_dict
 from self_distill.corpora import COLUMNS, SPLITS, check_manifest, default_split, load_corpus
@@ -181,6 +181,14 @@ def test_batches_hold_every_utterance_once(lengths, batch_size, seed, epoch):
     batches = epoch_batches(lengths, batch_size, seed, epoch)
     assert sorted(i for b in batches for i in b) == list(range(len(lengths))) and all(0 < len(b) <= batch_size for b in batches)
     assert batches == epoch_batches(lengths, batch_size, seed, epoch)
+
+@few
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=40), st.integers(1, 3000), st.integers(0, 2**40), st.integers(0, 99))
+def test_batches_of_frames_hold_every_utterance_once_and_about_so_many_frames(lengths, frames, seed, epoch):
+    batches = frame_batches(lengths, frames, seed, epoch)
+    assert sorted(i for b in batches for i in b) == list(range(len(lengths)))
+    assert all(len(b)*max(lengths[i] for i in b) <= 1.09*frames or len(b) == 1 for b in batches)
+    assert len(batches) == len(frame_batches(lengths, frames, seed, epoch + 1))
 
 @few
 @given(st.lists(st.tuples(st.integers(1, 60), st.lists(st.integers(1, 3), max_size=12)), min_size=1, max_size=6))

@@ -9,7 +9,7 @@ from test_torture import TRAINING, settings
 
 from self_distill import ensemble, trainer
 from self_distill import evaluate as pipeline
-from self_distill.batches import UtteranceDataset, epoch_batches
+from self_distill.batches import UtteranceDataset, epoch_batches, frame_batches
 from self_distill.checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint
 from self_distill.evaluate import Beam, Greedy, evaluate, evaluate_ensemble
 from self_distill.records import RecordError, read_record
@@ -42,19 +42,20 @@ def copy(trained, root):
 
 # accumulation
 
-@pytest.mark.parametrize('batch_size, steps', [(6, 1), (6, 2), (6, 4), (7, 3), (36, 3), (5, 8)])
-def test_every_utterance_is_in_one_update_an_epoch(batch_size, steps, shared_cache, monkeypatch):
+@pytest.mark.parametrize('batch, steps', [(6, 1), (6, 2), (6, 4), (7, 3), (36, 3), (5, 8), ('frames', 2)])
+def test_every_utterance_is_in_one_update_an_epoch(batch, steps, shared_cache, monkeypatch):
     windows = []
     def step(self, window, T): windows.append([i for batch in window for i in batch.ids]); return dict(hard_ctc_loss=1., gradient_norm=1.)
     monkeypatch.setattr(Trainer, 'train_step', step)
-    run = Trainer(short(shared_cache, batch_size=batch_size, gradient_accumulation_steps=steps))
+    size = dict(batch_frames=1200) if batch == 'frames' else dict(batch_size=batch)
+    run = Trainer(short(shared_cache, **size, gradient_accumulation_steps=steps))
     run.log.rewind(0)
     for stop in (False, True):
         windows.clear(); run.window = run.update = 0
         if stop:  # in the middle: what is left makes the same updates
             with pytest.raises(trainer.TrainingStopped): run.run_epoch(['SIGTERM'], trainer.tqdm(disable=True))
         run.run_epoch([], trainer.tqdm(disable=True))
-        batches = epoch_batches(run.train_set.lengths, batch_size, 0, 1)
+        batches = frame_batches(run.train_set.lengths, 1200, 0, 1) if batch == 'frames' else epoch_batches(run.train_set.lengths, batch, 0, 1)
         expected = [[run.train_set.rows.id[i] for batch in batches[k:k + steps] for i in batch] for k in range(0, len(batches), steps)]
         assert windows == expected and len(windows) == run.updates_per_epoch == run.update
     run.log.close()
