@@ -110,11 +110,11 @@ def notebook_error(output # an executed notebook
     return errors[-1]['evalue'] if errors else ''
 
 def _show(lines):
-    "Print a log up to a traceback, and read the rest; the last line"
+    "Print a log up to a traceback, without the kernel's own warnings, and read the rest; the last line"
     shown, line = True, ''
     for line in lines:
         shown = shown and 'Traceback (most recent call last)' not in line
-        if shown: print(line, end='', file=sys.stderr, flush=True)
+        if shown and '[IPKernelApp]' not in line: print(line, end='', file=sys.stderr, flush=True)
     return line.strip()
 
 # %% ../nbs/26_experiments.ipynb #run-notebook
