@@ -7,7 +7,7 @@ WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test torture figures docs export clean-notebooks readme lock hooks
+.PHONY: help install demo test torture bench figures docs export clean-notebooks readme lock hooks
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
@@ -28,6 +28,14 @@ test: $(STAMP) ## all tests, every notebook's included (WORKERS=2 at a time)
 
 torture: $(STAMP) ## the long tests too: runs killed and resumed many times
 	$(BIN)/python -m pytest -m "torture or disk"
+
+bench: $(STAMP) ## measure speed, scale and memory here, into results/ and thesis_figures/speed.md (a quarter of an hour)
+	@mkdir -p runs; set -e; measure() { name=$$1; shift; $(BIN)/papermill nbs/$$name.ipynb runs/$$name.ipynb --cwd nbs --no-progress-bar "$$@"; }; \
+	measure 31_step_time -p record speed_step -p batches 4 -p rounds 7 -y '{data: [data.corpus=demo]}'; \
+	measure 33_decoding_speed -p record speed_decoding -p blocks 5; \
+	measure 37_scale -p record speed_scale -p steps 4 -p long 150 -y '{rows: [330, 3300, 33000, 300000], bare_rows: [300000], settings: [training.batch_size=12]}'; \
+	measure 38_peers -p record speed_peers -p epochs 10 -p rounds 3 -y '{settings: []}'
+	$(BIN)/self-distill figures speed
 
 figures: $(STAMP) ## draw every figure and table again from results/, without training
 	$(BIN)/self-distill figures

@@ -59,11 +59,11 @@ class MissingRecords(RecordError):
 class Results:
     "Records of a plan's rows, and which of them were used"
     def __init__(self,
-                 plan=PLAN, # YAML file; a relative path starts at the repository's root
+                 plan=PLAN, # YAML file; a relative path starts at the repository's root; None: benchmarks alone
                  folder='results', # of records
                  group: str = ''   # of the plan; empty: `choose` takes one
                 ):
-        self.path, self.folder, self.group, self.plan, self.used = plan, folder, group, read_plan(plan), {}
+        self.path, self.folder, self.group, self.used, self.plan = plan, folder, group, {}, plan and read_plan(plan)
         if group and group not in self.plan.groups:
             raise ValueError(f'{plan} has no group {group!r}; it has {", ".join(self.plan.groups)}')
 
@@ -127,11 +127,11 @@ def records(self: Results, row: str # 'student', or 'official.student' for anoth
 # %% ../nbs/27_figures.ipynb #benchmark
 @patch
 def benchmark(self: Results, run: str, # its name
-              notebook: str # that measures it: '32_training_cost'
+              notebook: str = '' # that measures it: '31_step_time'; empty: `make bench` does
              ) -> Record:
     "The record of a benchmark; MissingRecords with the command that makes it"
     if not record_path(run, self.folder).exists():
-        command = f'papermill nbs/{notebook}.ipynb out.ipynb --cwd nbs -p record {run}'
+        command = f'papermill nbs/{notebook}.ipynb out.ipynb --cwd nbs -p record {run}' if notebook else 'make bench'
         raise MissingRecords(f'no record yet of {run}; `{command}` makes it')
     return self.record(run)
 
@@ -226,12 +226,12 @@ def inputs_text(name: str, # of the figure or table
                 results: Results
                ) -> str: # JSON
     "The plan and the records that a figure or table shows"
-    plan = root_path(results.path)
     records = [dict(run=r.run, sha256=sha256, config_hash=r.config_hash, seed=r.seed, fold=r.fold, corpus=r.corpus,
                     revision=r.git.revision, dirty=r.git.dirty) for r, sha256 in results.used.values()]
-    made = dict(artifact=name, plan=portable(str(plan)), plan_sha256=hashlib.sha256(plan.read_bytes()).hexdigest(),
-                group=results.group, records=records)
-    return json.dumps(made, indent=1, ensure_ascii=False) + '\n'
+    made, plan = dict(artifact=name), results.path and root_path(results.path)
+    if plan: made |= dict(plan=portable(str(plan)), plan_sha256=hashlib.sha256(plan.read_bytes()).hexdigest(),
+                          group=results.group)
+    return json.dumps(made | dict(records=records), indent=1, ensure_ascii=False) + '\n'
 
 def _write(path, text):
     with atomic_write(path) as file: file.write(text)
@@ -328,8 +328,9 @@ def page_text(notebook # executed
     return '\n\n'.join(parts) + '\n'
 
 # %% ../nbs/27_figures.ipynb #pages
-PAGES = dict(results=('60_results', [PLAN]), # name → notebook, and the plans that it is about
-             methods=('61_methods', ['configs/experiments/an4_stuck.yaml', 'configs/experiments/mboshi.yaml']))
+PAGES = dict(results=('60_results', [PLAN]), # name → notebook, and the plans or benchmarks that it is about
+             methods=('61_methods', ['configs/experiments/an4_stuck.yaml', 'configs/experiments/mboshi.yaml']),
+             speed=('62_speed', ['speed_step', 'speed_decoding', 'speed_scale']))
 
 # %% ../nbs/27_figures.ipynb #page
 def write_page(name='results',    # of `PAGES`
@@ -347,9 +348,11 @@ def write_page(name='results',    # of `PAGES`
 
 # %% ../nbs/27_figures.ipynb #make-page
 def _make_page(name, plan, records, folder):
-    "A page; MissingRecords where another plan is drawn, or a run of its own plans has no record"
+    "A page; MissingRecords where another plan is drawn, or a run of its own plans or a benchmark has no record"
     if root_path(plan) != root_path(PLAN): raise MissingRecords(f'the pages are drawn with {PLAN}')
-    for results in (Results(p, records) for p in PAGES[name][1]):
+    for source in PAGES[name][1]:
+        if not source.endswith('.yaml'): Results(None, records).benchmark(source); continue
+        results = Results(source, records)
         groups = results.plan.groups.items()
         missing = [run for g, part in groups for row in part.rows for run in results.missing(g, row)]
         if missing: results._refuse(missing)

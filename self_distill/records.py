@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'Metric', 'Natural', 'RecordError', 'Teacher', 'Array', 'make_array', 'Utterance', 'Counts', 'Totals',
-           'utterances_of', 'Decode', 'make_decode', 'Search', 'Record', 'portable', 'now', 'new_record', 'changed',
-           'add_decode', 'add_search', 'json_line', 'record_text', 'record_path', 'write_record', 'read_record',
-           'records_in', 'find_decode', 'decode_counts']
+           'utterances_of', 'Decode', 'make_decode', 'Search', 'Record', 'portable', 'now', 'new_record',
+           'benchmark_record', 'changed', 'add_decode', 'add_search', 'json_line', 'record_text', 'record_path',
+           'write_record', 'read_record', 'records_in', 'find_decode', 'decode_counts']
 
 # %% ../nbs/13_records.ipynb #records-imports
-import json
+import hashlib, json
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Literal
@@ -245,6 +245,19 @@ def new_record(kind: str,      # 'training', 'decoding' or 'benchmark'
                  corpus=config.data.corpus, protocol=config.data.protocol, fold=fold, seed=config.seed, parameters=0,
                  **environment(device))
     return Record(kind=kind, **(known | fields))
+
+# %% ../nbs/13_records.ipynb #records-benchmark
+def benchmark_record(run: str,       # its name
+                     config: dict,   # what was measured, and how
+                     corpus: str,
+                     device='cpu',   # a torch.device or its name
+                     **fields        # arrays, times, parameters, …
+                    ) -> Record:
+    "A record of a measurement"
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
+    known = dict(run=run, started=now(), config=portable(config), config_hash=digest, corpus=corpus, protocol='none',
+                 seed=0, parameters=0, **environment(device))
+    return Record(kind='benchmark', **(known | fields))
 
 # %% ../nbs/13_records.ipynb #records-changed
 def changed(record: Record, **fields # whole fields: decodes, searches, arrays, …

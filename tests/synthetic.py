@@ -83,7 +83,7 @@ def invented(run) -> Record:
     return made.model_copy(update=SAME)
 
 def training_cost() -> Record:
-    "The benchmark of 32_training_cost"
+    "The benchmark of 31_step_time"
     ratios = {'distillation to CTC, float32': 1.3, 'distillation to CTC, bfloat16': 1.35, 'forward pass to CTC step': 0.3,
               'greedy to CTC step': 0.001, 'beam search to CTC step': 0.05}
     rounds = np.array(list(ratios.values()))[:, None] * [0.99, 1, 1.02]
