@@ -29,7 +29,7 @@ test: $(STAMP) ## all tests, every notebook's included (WORKERS=2 at a time)
 torture: $(STAMP) ## the long tests too: runs killed and resumed many times
 	$(BIN)/python -m pytest -m "torture or disk"
 
-bench: $(STAMP) ## measure speed, scale and memory here, into results/ and thesis_figures/speed.md (a quarter of an hour)
+bench: $(STAMP) ## measure speed, scale and memory here, into results/ and thesis_figures/speed.md (20 minutes)
 	@mkdir -p runs; set -e; measure() { name=$$1; shift; $(BIN)/papermill nbs/$$name.ipynb runs/$$name.ipynb --cwd nbs --no-progress-bar "$$@"; }; \
 	measure 31_step_time -p record speed_step -p batches 4 -p rounds 7 -y '{data: [data.corpus=demo]}'; \
 	measure 33_decoding_speed -p record speed_decoding -p blocks 5; \

@@ -40,6 +40,9 @@ from .teacher import (is_taught, is_teacher, load_teacher, teacher_entry, teache
 from .teacher_cache import answer_widths, keep_answers, why_asked
 from .training_log import REMEDIES, SilentLog, TrainingLog, check_course, data_sentences, epoch_sentence, tag_of
 
+# %% ../nbs/17_trainer.ipynb #compiled
+os.environ.setdefault('ONEDNN_PRIMITIVE_CACHE_CAPACITY', '64')
+
 # %% ../nbs/17_trainer.ipynb #errors
 class TrainingStopped(RuntimeError):
     "Training was asked to stop and has written its checkpoint; the same command resumes it"
