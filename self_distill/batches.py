@@ -276,9 +276,10 @@ def epoch_batches(lengths,     # input frames of each utterance
 # %% ../nbs/05_batches.ipynb #batch-sizes
 def _batch_sizes(ordered, frames):
     "How many of the lengths, longest first, fit each batch; one that is longer than `frames` is alone"
-    sizes = []
-    while (start := sum(sizes)) < len(ordered):
+    sizes, start = [], 0
+    while start < len(ordered):
         sizes.append(min(max(1, int(frames // ordered[start])), len(ordered) - start))
+        start += sizes[-1]
     return sizes
 
 # %% ../nbs/05_batches.ipynb #frame-batches
