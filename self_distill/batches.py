@@ -65,18 +65,26 @@ def _encode(tokenizer, row, split):
 
 # %% ../nbs/05_batches.ipynb #ragged
 class Ragged:
-    "Lists of labels in one array: four bytes a label, where Python's own lists take about ten times as much"
-    def __init__(self, lists): # may be a generator
-        values, ends = array('i'), array('q', [0])
+    "Lists of labels in one array: two bytes a label, where Python's own lists take about twenty times as much"
+    def __init__(self, lists, # may be a generator
+                 tokens       # how many there are
+                ):
+        values, ends = array('H' if tokens <= 2**16 else 'i'), array('q', [0])
         for labels in lists:
             values.fromlist(labels)
             ends.append(len(values))
-        self.values, self.ends = np.frombuffer(values, np.int32), np.frombuffer(ends, np.int64)
+        self.values, self.ends = np.frombuffer(values, values.typecode), np.frombuffer(ends, np.int64)
 
     def __len__(self): return len(self.ends) - 1
     def __getitem__(self, i) -> list: # an int below the length
         if i >= len(self): raise IndexError(i)
         return self.values[self.ends[i]:self.ends[i + 1]].tolist()
+
+    def frames_needed(self) -> np.ndarray:
+        "`frames_needed` of every list"
+        repeats = 1 + np.flatnonzero(self.values[1:] == self.values[:-1])
+        repeats = repeats[~np.isin(repeats, self.ends)] # a list may begin as the one before it ends
+        return np.diff(self.ends) + np.diff(np.searchsorted(repeats, self.ends))
 
 # %% ../nbs/05_batches.ipynb #why-short
 def _why_short(frames, labels):
@@ -113,11 +121,11 @@ class UtteranceDataset(torch.utils.data.Dataset):
 CLOSE = 4 # output frames
 
 @patch
-def _frames(self: UtteranceDataset, rows, labels):
+def _frames(self: UtteranceDataset, rows, needed):
     "Frames of each row, exact where it is nearly too short for its labels"
-    frames, measure = rows.frames.tolist(), getattr(self.corpus, 'measure', None)
-    for i, (T, l) in enumerate(zip(frames, labels)) if measure else ():
-        if abs(output_frames(T) - frames_needed(l)) < CLOSE: frames[i] = int(measure(rows.path[i])[0])
+    frames, measure = rows.frames.to_numpy().copy(), getattr(self.corpus, 'measure', None)
+    for i in np.flatnonzero(abs(output_frames(frames) - needed) < CLOSE) if measure else ():
+        frames[i] = int(measure(rows.path[i])[0])
     return frames
 
 # %% ../nbs/05_batches.ipynb #choose
@@ -129,14 +137,15 @@ def _choose(self: UtteranceDataset, rows, split, tokenizer):
         labels = _encode(tokenizer, row, split)
         if labels is None: self.unwritable.add(row.id)
         return labels or []
-    labels = Ragged(map(encoded, row_tuples(rows)))
-    frames = self._frames(rows, labels) if split == 'train' else rows.frames.tolist()
-    short = too_short(frames, labels) if split == 'train' else []
+    labels = Ragged(map(encoded, row_tuples(rows)), len(tokenizer))
+    needed = labels.frames_needed() if split == 'train' else np.zeros(len(rows), int) # dev and test keep all
+    frames = self._frames(rows, needed)
+    short = np.flatnonzero(output_frames(frames) < needed).tolist()
     self.skipped = [(rows.id[i], _why_short(frames[i], labels[i])) for i in short]
     keep = sorted(set(range(len(rows))) - set(short))
     if not keep: raise ValueError(f'{self.corpus.name}: no utterance of split {split!r} is long enough for its labels; '
                                   'check transcripts and sample rate')
-    if short: rows, labels = rows.loc[keep].reset_index(drop=True), Ragged(labels[i] for i in keep)
+    if short: rows, labels = rows.loc[keep].reset_index(drop=True), Ragged((labels[i] for i in keep), len(tokenizer))
     self.rows, self.labels = rows, labels
     self.lengths = [int(frames[i]) for i in keep] # input frames, before stretching
     self.columns = {name: self.rows[name].to_numpy() for name in self.rows}

@@ -404,7 +404,7 @@ def load_corpus(data: DataConfig,        # which corpus, where, how it is split
     notes = [*_notes(unused, manifest, features.sample_rate), *([note] if note else [])]
     frames = manifest.frames.astype(int)
     duration = manifest.duration.fillna(manifest.seconds).fillna(frames/FRAMES_PER_SECOND)
-    manifest = manifest[COLUMNS].assign(duration=duration, frames=frames)
+    manifest = manifest[COLUMNS].assign(duration=duration, frames=frames).copy() # lets go of what the table held besides
     return Corpus(data.corpus, manifest, cache, width, features.kind == 'log_mel', tokenizer, skipped, notes, changes,
                   facts, None if exact else cache.header)
 

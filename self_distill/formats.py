@@ -119,7 +119,7 @@ def read_table(path) -> pd.DataFrame: # every value of a CSV file a string as it
     table = _renamed(table)
     if fault := _table_fault(table): raise ValueError(f'{path}{fault}')
     few = {c: [intern(v) if type(v) is str else v for v in table[c]] for c in ('split', 'speaker') if c in table}
-    return table.assign(text=['' if pd.isna(t) else str(t) for t in table.text], **few) # each name once in memory
+    return table.assign(text=['' if pd.isna(t) else str(t) for t in table.text], **few).copy() # each name once in memory
 
 # %% ../nbs/04c_formats.ipynb #by-split
 NAMES = {s: s for s in SPLITS} | OTHER_NAMES
@@ -147,7 +147,7 @@ def _all_located(paths, folder):
     "Where recordings are; each folder is listed once, where to ask for every file would take longer"
     listed = {}
     def find(path):
-        place = str(folder/path)
+        place = os.path.join(folder, path)
         parent, name = os.path.split(place)
         if parent not in listed: listed[parent] = set(os.listdir(parent)) if os.path.isdir(parent) else ()
         return place if name in listed[parent] else located(path, folder)

@@ -40,6 +40,7 @@ def spell_digits(text: str,    # text in Unicode NFC
                  language='en' # code of the language as num2words writes it: 'en', 'de', 'pt_BR'
                 ) -> str:
     "`text` with its numbers written out in words, by num2words"
+    if not re.search(r'\d', text): return text
     text = re.sub(r'\d', lambda m: str(unicodedata.digit(m[0])), text) # ٣ and ३ are 3
     if language.startswith('en'): text = _spell_ordinals(text, language)
     return re.sub(r'\d+(?:\.\d+)?', lambda m: _spell(m[0], language), text)
@@ -61,12 +62,12 @@ class _Each(dict):
     def __init__(self, change): self.change = change
     def __missing__(self, code): return self.setdefault(code, self.change(chr(code)))
 
-SPOKEN = _Each(lambda c: c if c == "'" or unicodedata.category(c)[0] in 'LMN' else ' ')
+SPOKEN = _Each(lambda c: "'" if c in "'’ʼ＇" else c if unicodedata.category(c)[0] in 'LMN' else ' ')
 
 def _strip_punctuation(text):
     "Letters, marks, numbers and apostrophes inside words; all else becomes a space"
-    text = re.sub('[’ʼ＇]', "'", text).translate(SPOKEN)
-    return re.sub(r"(?<!\S)'+|'+(?!\S)|'{2,}", ' ', text)
+    text = text.translate(SPOKEN)
+    return re.sub(r"(?<!\S)'+|'+(?!\S)|'{2,}", ' ', text) if "'" in text else text
 
 # %% ../nbs/01_text.ipynb #normalize-text
 VISIBLE = _Each(lambda c: '' if unicodedata.category(c) == 'Cf' else c)
