@@ -245,7 +245,8 @@ def _each_row(manifest, make, on_error, skipped):
 def _row_text(row, normalize):
     "A row's normalized transcript"
     text = normalize(row.text)
-    if not text and (row.split != 'train' or row.text.strip()): raise ValueError(f'its transcript {row.text!r} holds no word; write what is spoken')
+    if not text and (row.split != 'train' or row.text.strip()):
+        raise ValueError(f'its transcript {row.text!r} holds no word; write what is spoken')
     return row.text if text == row.text else text # one string in memory, not two
 
 # %% ../nbs/04_corpora.ipynb #check-labels
@@ -404,7 +405,7 @@ def load_corpus(data: DataConfig,        # which corpus, where, how it is split
     notes = [*_notes(unused, manifest, features.sample_rate), *([note] if note else [])]
     frames = manifest.frames.astype(int)
     duration = manifest.duration.fillna(manifest.seconds).fillna(frames/FRAMES_PER_SECOND)
-    manifest = manifest[COLUMNS].assign(duration=duration, frames=frames).copy() # lets go of what the table held besides
+    manifest = manifest[COLUMNS].assign(duration=duration, frames=frames).copy() # frees what the table held
     return Corpus(data.corpus, manifest, cache, width, features.kind == 'log_mel', tokenizer, skipped, notes, changes,
                   facts, None if exact else cache.header)
 

@@ -127,7 +127,8 @@ NAMES = {s: s for s in SPLITS} | OTHER_NAMES
 def by_split(paths) -> list: # of (split, path), those without a split left out
     "Files or folders with the split that their names speak of; the last word counts: test_dev93 is dev"
     words = {p: [w for w in re.findall('[a-z]+', p.name.partition('.')[0].lower())] for p in sorted(paths)}
-    exact = [(NAMES[w[0]], p) for p, w in words.items() if len(w) == 1 and w[0] in NAMES and p.name.lower().startswith(f'{w[0]}')]
+    exact = [(NAMES[w[0]], p) for p, w in words.items()
+             if len(w) == 1 and w[0] in NAMES and p.name.lower().startswith(w[0])]
     return exact or [(NAMES[found[-1]], p) for p, w in words.items() if (found := [x for x in w if x in NAMES])]
 
 # %% ../nbs/04c_formats.ipynb #split-of
@@ -218,7 +219,8 @@ def _chapter(path, split):
 def librispeech(folder: Path, cache=None) -> pd.DataFrame:
     "Folders of LibriSpeech's, each with speakers, chapters and transcripts"
     parts = {p.parents[2] for p in folder.rglob('*.trans.txt')}
-    return pd.DataFrame([row for s, part in by_split(parts) for p in sorted(part.glob('*/*/*.trans.txt')) for row in _chapter(p, s)])
+    chapters = [(p, s) for s, part in by_split(parts) for p in sorted(part.glob('*/*/*.trans.txt'))]
+    return pd.DataFrame([row for p, s in chapters for row in _chapter(p, s)])
 
 # %% ../nbs/04c_formats.ipynb #stored-audio
 def _audio(value, cache):
@@ -233,7 +235,8 @@ def _audio(value, cache):
 def _arrow(folder, cache):
     "One split of a data set, row by row"
     try: from nanoarrow import Array, ArrayStream, ipc
-    except ImportError: raise ValueError(f'{folder}: a data set of Hugging Face; pip install nanoarrow (the extra formats) to read it') from None
+    except ImportError:
+        raise ValueError(f'{folder}: a data set of Hugging Face; pip install nanoarrow (the extra formats) to read it') from None
     for name in [f['filename'] for f in json.loads((folder/'state.json').read_text())['_data_files']]:
         with ipc.InputStream.from_path(folder/name) as file:
             for batch in ArrayStream(file):
@@ -308,11 +311,15 @@ def cut_segments(table: pd.DataFrame, # with `start` where an utterance is a par
 def _any(folder, *patterns): return folder.is_dir() and any(next(folder.glob(p), None) for p in patterns)
 
 FORMATS = { # name: what it looks like, whether a path is that, its reader
-    'table': ('a CSV, TSV or JSON lines file (NeMo, Lhotse cuts)', lambda p: bool(TABLES.search(p.name)) and not p.is_dir(), own_table),
+    'table': ('a CSV, TSV or JSON lines file (NeMo, Lhotse cuts)',
+              lambda p: bool(TABLES.search(p.name)) and not p.is_dir(), own_table),
     'Kaldi': ('wav.scp and text, in the folder or in train/, dev/, …', lambda p: _any(p, 'wav.scp', '*/wav.scp'), kaldi),
-    'Hugging Face': ('state.json, in the folder or in train/, validation/, …', lambda p: _any(p, 'state.json', '*/state.json'), huggingface),
-    'glosses': ('train.corpus.csv with id|folder|signer|annotation, and .npy files', lambda p: _any(p, '*.corpus.csv', '*/*/*.corpus.csv'), glosses),
-    'LibriSpeech': ('train-clean-100/<speaker>/<chapter>/*.trans.txt', lambda p: _any(p, '*/*/*.trans.txt', '*/*/*/*.trans.txt'), librispeech),
+    'Hugging Face': ('state.json, in the folder or in train/, validation/, …',
+                     lambda p: _any(p, 'state.json', '*/state.json'), huggingface),
+    'glosses': ('train.corpus.csv with id|folder|signer|annotation, and .npy files',
+                lambda p: _any(p, '*.corpus.csv', '*/*/*.corpus.csv'), glosses),
+    'LibriSpeech': ('train-clean-100/<speaker>/<chapter>/*.trans.txt',
+                    lambda p: _any(p, '*/*/*.trans.txt', '*/*/*/*.trans.txt'), librispeech),
     'tables': ('train.tsv, dev.tsv, … (Common Voice), manifest.csv or one table', lambda p: bool(_tables(p)), tables)}
 
 def recognize(path: Path) -> str: # a key of `FORMATS`
