@@ -151,7 +151,7 @@ def ensemble(data: Data = None,
              epochs: Annotated[str, typer.Option(help='which of them')] = '70,75,80',
              best: Annotated[Optional[int], typer.Option(min=2, help='or so many with the lowest dev WER')] = None,
              split: Split = 'dev', why: Why = 'self-distill ensemble', device: Device = 'auto'):
-    "Average probabilities, and weights, of checkpoints."
+    "Several checkpoints as one: means of probabilities or weights, likeliest transcript."
     if bool(run) == bool(checkpoint):
         raise ValueError('name the members: either --run (with --epochs 70,75,80 or --best 3), '
                          'or --checkpoint twice or more')

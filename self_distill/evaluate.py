@@ -6,7 +6,7 @@
 __all__ = ['DEFAULTS', 'WHY', 'TEMPERATURES', 'data_settings', 'open_corpus', 'open_record', 'Opened', 'open_for_evaluation',
            'LogProbs', 'log_probs_of', 'compute_log_probs', 'Greedy', 'Beam', 'SearchedBeam', 'settings_text',
            'score_lines', 'target_lines', 'improvement_lines', 'score', 'is_recorded', 'evaluate', 'search',
-           'search_table', 'average_weights', 'evaluate_ensemble', 'softened_entropy', 'shown_utterance',
+           'search_table', 'average_weights', 'Likeliest', 'evaluate_ensemble', 'softened_entropy', 'shown_utterance',
            'figure_arrays', 'add_figure_arrays']
 
 # %% ../nbs/23_evaluate.ipynb #evaluate-imports
@@ -26,7 +26,7 @@ from .checkpoint import LoadedModel, save_checkpoint
 from .config import (Config, DataConfig, apply_override, build_config, config_dict, config_hash, locked,
                                  root_path)
 from .corpora import Corpus, fingerprint, heard, load_corpus
-from .ensemble import checkpoint_name, load_average, load_ensemble, open_model
+from .ensemble import checkpoint_name, likeliest, load_average, load_ensemble, load_members, open_model
 from .environment import pick_device
 from .features import normalize
 from .file_facts import store
@@ -531,13 +531,28 @@ def average_weights(checkpoints,  # files of one run, at least two
     return path
 
 # %% ../nbs/23_evaluate.ipynb #ensemble-models
+@dataclass(frozen=True)
+class Likeliest:
+    "The likeliest of the members' greedy transcripts (`22_ensemble`); reads the utterances by itself"
+    members: list # of `LoadedModel`
+    split: str
+    name: str = 'likeliest'
+
+    @contextmanager
+    def open(self, opened: Opened):
+        found = [compute_log_probs(m, opened.corpus, self.split, cache=opened.data.cache).log_probs for m in self.members]
+        texts, tokenizer = [_greedy_texts(m.tokenizer, x) for m, x in zip(self.members, found)], opened.loaded.tokenizer
+        yield lambda _: likeliest(texts, found, tokenizer), {}
+
+    def made(self, settings: dict) -> bool: return True
+
 def _kinds(checkpoints, split, overrides, device):
-    "What an ensemble's table compares: (kind, model)"
-    ensemble = load_ensemble(checkpoints, device)
-    one_run = len({m['checkpoint'].split('/')[0] for m in ensemble.payload['ensemble']}) == 1
-    if split != 'test': yield from (('member', open_model(path, device)) for path in checkpoints)
-    yield 'mean of probabilities', ensemble
-    if one_run: yield 'mean of weights', open_model(average_weights(checkpoints, None, overrides, str(device)), device)
+    "What an ensemble's table compares: (kind, model, decoder)"
+    ensemble, members = load_ensemble(checkpoints, device), load_members(checkpoints, device)
+    if split != 'test': yield from (('member', m, Greedy()) for m in members)
+    yield 'mean of probabilities', ensemble, Greedy()
+    if len({m.config.run for m in members}) > 1: yield 'likeliest transcript', ensemble, Likeliest(members, split)
+    else: yield 'mean of weights', open_model(average_weights(checkpoints, None, overrides, str(device)), device), Greedy()
 
 # %% ../nbs/23_evaluate.ipynb #evaluate-ensemble
 def evaluate_ensemble(checkpoints,         # files, at least two
@@ -547,11 +562,11 @@ def evaluate_ensemble(checkpoints,         # files, at least two
                       why: str = WHY,      # the reason for reading a test set, for the ledger
                       folder='results'     # of records and ledger
                      ) -> pd.DataFrame: # a row for each model: WER and CER in percent, parameters
-    "Members, mean of probabilities and, within one run, mean of weights: greedy error rates on a split"
+    "Members, mean of probabilities, and mean of weights or likeliest transcript: greedy error rates on a split"
     rows = []
-    for kind, model in _kinds(checkpoints, split, overrides, pick_device(device)):
-        record = evaluate(model, split, (Greedy(),), overrides, device, why, folder, show=False)
-        decode = find_decode(record, split, 'greedy', checkpoint_name(model.path))
+    for kind, model, decoder in _kinds(checkpoints, split, overrides, pick_device(device)):
+        record = evaluate(model, split, (decoder,), overrides, device, why, folder, show=False)
+        decode = find_decode(record, split, decoder.name, checkpoint_name(model.path))
         rows.append(dict(model=kind, checkpoint=f'{model.config.run}/{decode.checkpoint}', wer=decode.wer,
                          cer=decode.cer, parameters=count_parameters(model.model)))
     return pd.DataFrame(rows)
