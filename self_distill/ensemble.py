@@ -7,7 +7,7 @@ __all__ = ['Ensemble', 'load_members', 'checkpoint_name', 'load_ensemble', 'open
            'numbered_checkpoints', 'mean_state', 'load_average']
 
 # %% ../nbs/22_ensemble.ipynb #imports
-import hashlib, math
+import hashlib, math, warnings
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -105,13 +105,21 @@ def load_ensemble(checkpoints, # files, at least two, in any order
     return LoadedModel(model, members[0].tokenizer, config, payload, path, weights)
 
 # %% ../nbs/22_ensemble.ipynb #open-model
+def _warn_of_runs(ensemble):
+    "Warn where members are of different runs"
+    runs = sorted({m['checkpoint'].split('/')[0] for m in ensemble.payload['ensemble']})
+    if len(runs) > 1: warnings.warn(f'{", ".join(runs)}: different runs put their letters on different frames, so the '
+                                    'mean of their probabilities may be worse than each of them; compare them with '
+                                    '`self-distill ensemble`', stacklevel=3)
+    return ensemble
+
 def open_model(checkpoint, # file, several files (an ensemble), or `LoadedModel`
                device='cpu'
               ) -> LoadedModel:
     "What a command's --checkpoint names: one model, or several as one"
     if isinstance(checkpoint, LoadedModel): return checkpoint
     files = [checkpoint] if isinstance(checkpoint, (str, Path)) else list(checkpoint)
-    return load_model(files[0], device) if len(files) == 1 else load_ensemble(files, device)
+    return load_model(files[0], device) if len(files) == 1 else _warn_of_runs(load_ensemble(files, device))
 
 # %% ../nbs/22_ensemble.ipynb #likeliest
 def text_log_prob(log_probs, # (T', V) array, natural logarithm, blank first

@@ -160,6 +160,7 @@ def test_what_cannot_be_averaged(root, tmp_path):
     with pytest.raises(CheckpointError, match='at least two'): load_ensemble([BEST])
     with pytest.raises(CheckpointError, match='do not correspond'): average_weights([BEST, 'models/other/checkpoint_best.pt'])
     load_ensemble([BEST, 'models/other/checkpoint_best.pt', 'models/attentive/checkpoint_best.pt'])
+    with pytest.warns(UserWarning, match='other, pictures: different runs'): open_model([BEST, 'models/other/checkpoint_best.pt'])
 
 def test_the_best_numbered_checkpoints(root):
     wers = {p: load_checkpoint(p)['val_wer'] for p in numbered_checkpoints('pictures')}
