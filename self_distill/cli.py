@@ -156,7 +156,7 @@ def ensemble(data: Data = None,
         raise ValueError('name the members: either --run (with --epochs 70,75,80 or --best 3), '
                          'or --checkpoint twice or more')
     from self_distill.ensemble import numbered_checkpoints
-    from self_distill.evaluate import evaluate_ensemble
+    from self_distill.ensemble_table import evaluate_ensemble
     files = checkpoint or numbered_checkpoints(run, None if best else numbers(epochs, int), best)
     typer.echo(evaluate_ensemble(files, split, data or [], device, why).round(2).to_string(index=False))
 
@@ -332,7 +332,8 @@ DEMO_RECORDS, DEMO_FIGURES = 'runs/demo/results', 'runs/demo/figures'
 # %% ../nbs/29_cli.ipynb #demo-run
 def _demo_run(config, step):
     "Train one run of the demo and decode it; only what is not recorded yet"
-    from self_distill.evaluate import Greedy, SearchedBeam, add_figure_arrays, evaluate
+    from self_distill.evaluate import Greedy, SearchedBeam, evaluate
+    from self_distill.figure_arrays import add_figure_arrays
     from self_distill.training import train
     typer.echo(f'\n{step} of 6: training {config.run}')
     record = train(config, DEMO_RECORDS)

@@ -23,7 +23,9 @@ from .config import check_writable, config_dict, config_hash, dotted, root_path
 from .corpora import user_folder
 from .ensemble import numbered_checkpoints
 from .environment import end_with_parent
-from .evaluate import Greedy, add_figure_arrays, evaluate, evaluate_ensemble, is_recorded
+from .ensemble_table import evaluate_ensemble
+from .evaluate import Greedy, evaluate, is_recorded
+from .figure_arrays import add_figure_arrays
 from .plan import PlanError, Run, load_plan
 from .records import Record, read_record, record_path
 from .training_log import read_numbers

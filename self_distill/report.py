@@ -18,7 +18,7 @@ from .checkpoint import load_model
 from .compare import compare, pooled_counts
 from .config import atomic_write, build_config, root_path
 from .corpora import Corpus, load_corpus
-from .evaluate import compute_log_probs, data_settings
+from .opened import compute_log_probs, data_settings
 from .feature_cache import file_kinds
 from .features import read_audio
 from .metrics import PARTS, bootstrap_interval, word_pairs

@@ -25,7 +25,8 @@ from .config import root_path
 from .feature_cache import compute_features, file_kinds
 from .ensemble import open_model
 from .environment import pick_device
-from .evaluate import Beam, Opened, log_probs_of, open_corpus, open_record
+from .evaluate import Beam
+from .opened import Opened, log_probs_of, open_corpus, open_record
 from .features import Recording, add_deltas, log_mel, mfcc, normalize
 
 # %% ../nbs/23a_transcribe.ipynb #speech-spans

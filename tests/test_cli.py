@@ -3,12 +3,12 @@ import json, os, re, shutil, subprocess, sys
 
 import numpy as np, pandas as pd, pytest, torch
 from conftest import ROOT, environment
-from pictures import picture_config, picture_values, write_pictures
+from self_distill.pictures import picture_config, picture_values, write_pictures
 from ruamel.yaml import YAML
 
 from self_distill.checkpoint import load_checkpoint, load_model
 from self_distill.cli import main, named_systems
-from self_distill.evaluate import log_probs_of
+from self_distill.opened import log_probs_of
 from self_distill.language_model import estimate_arpa
 from self_distill.ledger import read_ledger
 from self_distill.records import find_decode, read_record

@@ -2,7 +2,7 @@
 
 import pandas as pd, pytest, torch
 from conftest import ROOT
-from pictures import picture_config, write_pictures
+from self_distill.pictures import picture_config, write_pictures
 from test_torture import TRAINING, settings
 
 from self_distill import trainer

@@ -1,7 +1,7 @@
 "A corpus looked at before training: every fault at once, and nothing is changed or left behind but the page."
 import numpy as np, pandas as pd, pytest
 from conftest import ROOT
-from pictures import picture_values, write_pictures
+from self_distill.pictures import picture_values, write_pictures
 
 from self_distill.cli import main
 from self_distill.config import build_config

@@ -69,7 +69,7 @@ def _decode_in_a_process(arguments):
     evaluate('models/pictures/checkpoint_best.pt', decoders=[Beam(name=f'beam{k}', workers=1)], show=False)
 
 def test_decodings_at_once_are_all_kept(tmp_path, monkeypatch):
-    from pictures import picture_config, write_pictures
+    from self_distill.pictures import picture_config, write_pictures
     from self_distill.training import train
     monkeypatch.setenv('SELF_DISTILL_ROOT', str(tmp_path))
     write_pictures(tmp_path)
@@ -78,7 +78,7 @@ def test_decodings_at_once_are_all_kept(tmp_path, monkeypatch):
     assert {d.decoder for d in read_record('results/pictures.json').decodes} == {'greedy', 'beam0', 'beam1', 'beam2'}
 
 def test_results_that_cannot_be_written_are_named_before_training(tmp_path, monkeypatch):
-    from pictures import picture_config, write_pictures
+    from self_distill.pictures import picture_config, write_pictures
     from self_distill.training import train
     monkeypatch.setenv('SELF_DISTILL_ROOT', str(tmp_path))
     write_pictures(tmp_path)

@@ -3,7 +3,7 @@ import os, shutil, signal
 from dataclasses import replace
 
 import numpy as np, pandas as pd, pytest, torch
-from pictures import picture_config, write_pictures
+from self_distill.pictures import picture_config, write_pictures
 
 from self_distill import teacher_cache
 from self_distill.checkpoint import load_model

@@ -2,7 +2,7 @@
 import os, random, re, sys
 
 import numpy as np, pytest
-from pictures import picture_config, write_pictures
+from self_distill.pictures import picture_config, write_pictures
 
 from self_distill.beam_search import BeamDecoder, example_log_probs
 from self_distill.checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint

@@ -4,14 +4,15 @@ from dataclasses import replace
 
 import numpy as np, pandas as pd, pytest, torch
 from conftest import ROOT, environment
-from pictures import picture_config, write_pictures
+from self_distill.pictures import picture_config, write_pictures
 from test_torture import TRAINING, settings
 
 from self_distill import ensemble, trainer
 from self_distill import evaluate as pipeline
 from self_distill.batches import UtteranceDataset, epoch_batches, frame_batches
 from self_distill.checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint
-from self_distill.evaluate import Beam, Greedy, evaluate, evaluate_ensemble
+from self_distill.ensemble_table import evaluate_ensemble
+from self_distill.evaluate import Beam, Greedy, evaluate
 from self_distill.records import RecordError, read_record
 from self_distill.trainer import Trainer, TrainingError
 from self_distill.training import train, training_record

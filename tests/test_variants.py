@@ -2,12 +2,14 @@
 import os
 
 import pytest, torch
-from pictures import picture_config, write_pictures
+from self_distill.pictures import picture_config, write_pictures
 
 from self_distill.checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint
 from self_distill.config import Config, ModelConfig, build_config, config_dict, config_hash
 from self_distill.ensemble import load_ensemble, numbered_checkpoints, open_model
-from self_distill.evaluate import Beam, Greedy, SearchedBeam, average_weights, evaluate, evaluate_ensemble, open_corpus, search, search_table
+from self_distill.ensemble_table import average_weights, evaluate_ensemble
+from self_distill.evaluate import Beam, Greedy, SearchedBeam, evaluate, search, search_table
+from self_distill.opened import open_corpus
 from self_distill.language_model import estimate_arpa, file_sha256, language_model_for, ngram_order
 from self_distill.ledger import read_ledger
 from self_distill.loss import hard_loss
