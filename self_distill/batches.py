@@ -76,8 +76,8 @@ class Ragged:
         self.values, self.ends = np.frombuffer(values, values.typecode), np.frombuffer(ends, np.int64)
 
     def __len__(self): return len(self.ends) - 1
-    def __getitem__(self, i) -> list: # an int below the length
-        if i >= len(self): raise IndexError(i)
+    def __getitem__(self, i) -> list: # a negative index counts from the end
+        i = range(len(self))[i]
         return self.values[self.ends[i]:self.ends[i + 1]].tolist()
 
     def frames_needed(self) -> np.ndarray:

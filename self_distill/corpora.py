@@ -181,7 +181,7 @@ def read_lines(path,
     try: text = Path(path).read_text(encoding='utf-8-sig')
     except FileNotFoundError: raise ValueError(f'{path}: no such file; {wanted}') from None
     except (UnicodeDecodeError, OSError) as e: raise ValueError(f'{path}: not readable as UTF-8 text ({e})') from None
-    return [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+    return [(n, line.strip()) for n, line in enumerate(text.split('\n'), 1) if line.strip()]
 
 # %% ../nbs/04_corpora.ipynb #names
 CORPORA = dict(demo='self_distill.corpora:demo', an4='self_distill.an4:an4', mboshi='self_distill.mboshi:mboshi',

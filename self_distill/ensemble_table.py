@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
+import pandas as pd, torch
 
 from .checkpoint import save_checkpoint
 from .config import root_path
 from .ensemble import checkpoint_name, likeliest, load_average, load_ensemble, load_members, open_model
 from .environment import pick_device
 from .evaluate import WHY, Greedy, evaluate
-from .greedy import greedy_texts
+from .greedy import greedy_ids, greedy_texts, text_of
 from .metrics import count_errors, error_rate
 from .model import count_parameters
 from .opened import Opened, compute_log_probs, data_settings, open_corpus
@@ -50,8 +50,8 @@ class Likeliest:
     @contextmanager
     def open(self, opened: Opened):
         found = [compute_log_probs(m, opened.corpus, self.split, cache=opened.data.cache).log_probs for m in self.members]
-        texts, tokenizer = [greedy_texts(x, m.tokenizer) for m, x in zip(self.members, found)], opened.loaded.tokenizer
-        yield lambda _: likeliest(texts, found, tokenizer), {}
+        labels = [[greedy_ids(torch.from_numpy(x)[None], [len(x)])[0] for x in arrays] for arrays in found]
+        yield lambda _: [text_of(ids, opened.loaded.tokenizer) for ids in likeliest(labels, found)], {}
 
     def made(self, settings: dict) -> bool: return True
 

@@ -35,11 +35,12 @@ LOCAL = 'run', 'device', 'threads', 'data.path', 'data.cache', 'teacher', 'check
 
 def recorded(run: Run,
              folder='results' # of records
-            ) -> Record | None: # None: there is none yet
+            ) -> Record | None: # None: it has not been trained to its end yet
     "The record of a run; PlanError where it was made with other settings or another teacher"
     path = record_path(run.name, folder)
     if not path.exists(): return None
     record, differ = read_record(path), []
+    if record.kind == 'decoding': return None # somebody has evaluated it meanwhile
     if record.config_hash != config_hash(run.config):
         theirs, ours = dotted(record.config), dotted(config_dict(run.config))
         differ = [f'{k} was {theirs.get(k)!r}, is {v!r}' for k, v in ours.items()

@@ -95,7 +95,7 @@ def _supervisions(cut, where):
 def _json_table(path):
     "A JSON object on each line, as a table"
     rows = []
-    with _opened(path) as file: lines = file.read().splitlines()
+    with _opened(path) as file: lines = file.read().split('\n')
     for n, line in enumerate(lines, 1):
         try: row = json.loads(line) if line.strip() else None
         except json.JSONDecodeError as e:
@@ -179,7 +179,12 @@ def tables(folder: Path, cache=None) -> pd.DataFrame:
 # %% ../nbs/04c_formats.ipynb #scp
 def _by_id(path):
     "First word → the rest of each line of one of Kaldi's files"
-    return {line.split()[0]: line.partition(line.split()[0])[2].strip() for _, line in read_lines(path)}
+    found = {}
+    for n, line in read_lines(path):
+        name, *rest = line.split(maxsplit=1)
+        if name in found: raise ValueError(f'{path}, line {n}: {name!r} is given twice; keep one of its lines')
+        found[name] = ''.join(rest)
+    return found
 
 def _scp_file(text, where):
     "The file in an entry of wav.scp"
@@ -194,6 +199,9 @@ def _kaldi(folder):
     files, texts = (_by_id(folder/name) for name in ('wav.scp', 'text'))
     speakers = _by_id(folder/'utt2spk') if (folder/'utt2spk').is_file() else {}
     parts = _by_id(folder/'segments') if (folder/'segments').is_file() else {u: u for u in files}
+    if lost := [u for u in texts if u not in parts]:
+        raise ValueError(f'{folder}: no recording of {len(lost)} ids of text ({", ".join(lost[:3])}); add it, or remove '
+                         "their lines (Kaldi's utils/fix_data_dir.sh does)")
     rows = []
     for u, part in parts.items():
         recording, start, end = (*part.split(), None, None)[:3]
@@ -251,15 +259,19 @@ def huggingface(folder: Path, cache) -> pd.DataFrame:
 # %% ../nbs/04c_formats.ipynb #glosses
 def glosses(folder: Path, cache=None) -> pd.DataFrame:
     "Tables of glosses in PHOENIX-2014's form, and a .npy for each utterance"
-    files = {p.stem: str(p) for p in folder.rglob('*.npy')}
-    parts = []
+    files, parts = {}, []
+    for p in folder.rglob('*.npy'): files.setdefault(p.stem, []).append(str(p))
     for split, path in by_split(folder.rglob('*.corpus.csv')):
         [header, *rows] = [row for _, row in _csv_rows(path)]
         table = pd.DataFrame(rows, columns=header)
         table = table.rename(columns=dict(name='id', annotation='text', orth='text', signer='speaker'))
         parts.append(table[['id', 'text', 'speaker']].assign(split=split))
     table = pd.concat(parts, ignore_index=True)
-    return table.assign(path=[files.get(i, str(folder/f'{i}.npy')) for i in table.id])
+    found = [files.get(i, [str(folder/f'{i}.npy')]) for i in table.id]
+    if several := [f for f in found if len(f) > 1]:
+        raise ValueError(f'{folder}: the same features twice, {" and ".join(sorted(several[0])[:2])}; '
+                         'keep one set of features in the folder')
+    return table.assign(path=[f for [f] in found])
 
 # %% ../nbs/04c_formats.ipynb #overlap
 def _refuse_overlap(table, source):

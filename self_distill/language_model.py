@@ -187,7 +187,7 @@ def read_sentences(path     # a UTF-8 text file, plain or gzipped, one sentence 
                   ) -> list: # of str as they are written, without empty ones
     "The sentences of a text file"
     try:
-        with _opened(path, 'rt', encoding='utf-8') as file: lines = file.read().splitlines()
+        with _opened(path, 'rt', encoding='utf-8') as file: lines = file.read().split('\n')
     except (OSError, UnicodeDecodeError) as e:
         raise ValueError(f'{path} cannot be read as UTF-8 text for the language model: {e}') from None
     return [' '.join(line.split()) for line in lines if line.strip()]

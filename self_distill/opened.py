@@ -69,7 +69,9 @@ def _record_config(config, data, another=None):
 def _teacher(loaded):
     "The teacher that a checkpoint names, or None"
     teacher = loaded.payload.get('teacher')
-    return teacher and Teacher(run=Path(teacher['checkpoint']).parent.name, weights_sha256=teacher['weights_sha256'])
+    if not teacher: return None
+    run = teacher.get('run') or Path(teacher['checkpoint'] or '').parent.name # older checkpoints name the file alone
+    return Teacher(run=run, weights_sha256=teacher['weights_sha256'])
 
 # %% ../nbs/22a_opened.ipynb #open-record
 def open_record(loaded: LoadedModel,

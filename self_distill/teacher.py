@@ -111,7 +111,7 @@ def teacher_entry(teacher: LoadedModel,
                   checkpoint: str # as the student's config names it
                  ) -> dict:
     "What a student's checkpoint says of its teacher"
-    return dict(checkpoint=checkpoint, weights_sha256=teacher.weights_sha256, wer=teacher_wer(teacher))
+    return dict(run=teacher.config.run, checkpoint=checkpoint, weights_sha256=teacher.weights_sha256, wer=teacher_wer(teacher))
 
 # %% ../nbs/16_teacher.ipynb #is-teacher
 def is_teacher(teacher: LoadedModel,

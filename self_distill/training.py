@@ -7,11 +7,11 @@ __all__ = ['training_record', 'train']
 
 # %% ../nbs/18_training.ipynb #imports
 from .checkpoint import load_model
-from .config import Config, check_writable
+from .config import Config, check_writable, locked
 from .environment import peak_memory, pick_device
 from .model import count_parameters
 from .processes import rank, together, wait
-from .records import (Record, Teacher, make_decode, new_record, read_record, record_path,
+from .records import (Record, Teacher, changed, make_decode, new_record, read_record, record_path,
                                   utterances_of, write_record)
 from .trainer import Trainer
 
@@ -51,6 +51,16 @@ def _describes(record, best):
     return any(d.weights_sha256 == best.weights_sha256 or d.checkpoint_sha256 == best.payload['sha256']
                for d in record.decodes if d.checkpoint == 'best')
 
+# %% ../nbs/18_training.ipynb #with-decodings
+def _with_decodings(record, before):
+    "A training's record with what was decoded of the same weights before it was written"
+    [own] = record.decodes
+    def same(x): return x.weights_sha256 == own.weights_sha256
+    decodes = [d for d in before.decodes if same(d) and d.key != own.key]
+    utterances = {s: u for s, u in before.utterances.items() if s in {d.split for d in decodes}}
+    return changed(record, decodes=[own, *decodes], searches=[*filter(same, before.searches)],
+                   utterances=utterances | record.utterances)
+
 # %% ../nbs/18_training.ipynb #train
 def train(config: Config,
           folder='results' # of records
@@ -65,7 +75,11 @@ def _train(config, folder):
     trainer.fit()
     wait()
     best = load_model(trainer.folder/'checkpoint_best.pt')
-    if path.exists() and _describes(record := read_record(path), best): return record
+    before = read_record(path) if path.exists() else None
+    if before and before.kind == 'training' and _describes(before, best): return before
     record = training_record(trainer)
-    if not rank(): write_record(record, folder)
+    if rank(): return record
+    with locked(path):
+        if path.exists(): record = _with_decodings(record, read_record(path))
+        write_record(record, folder)
     return record

@@ -1,5 +1,5 @@
 "Every form in which a corpus may come: made small, trained for an epoch, and evaluated by a model that has never seen it."
-import gzip, json, subprocess, sys
+import gzip, json, shutil, subprocess, sys
 from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, soundfile
@@ -193,7 +193,10 @@ def test_where_the_user_stands_is_known_to_the_notebook(root, monkeypatch):
     assert done.stdout.split() == ['mine', str(root/'here/own.csv')], done.stderr
 
 def kaldi_command(folder): kaldi(folder); write(folder/'data/dev/wav.scp', ['tape-dev sph2pipe -f wav x.sph |']); return folder/'data'
-def kaldi_without_text(folder): kaldi(folder); write(folder/'data/dev/text', ['other go']); return folder/'data'
+def kaldi_without_text(folder): kaldi(folder); write(folder/'data/train/text', ['train-0 go']); return folder/'data'
+def kaldi_twice(folder): kaldi(folder); write(folder/'data/dev/text', [f'{u} {t}' for u in ids('dev') for t in ('go', 'no')]); return folder/'data'
+def kaldi_without_audio(folder): kaldi(folder); write(folder/'data/dev/text', [*(f'{u} go' for u in ids('dev')), 'lost go']); return folder/'data'
+def glosses_twice(folder): glosses(folder); shutil.copytree(folder/'features', folder/'hands'); return folder
 def two_tables(folder): own_csv(folder, name='a.csv'); own_csv(folder, name='b.csv'); return folder
 def lhotse_padded(folder): write(folder/'cuts.jsonl', [json.dumps(dict(id='p', type='MixedCut', tracks=[]))]); return folder
 def part_outside(folder):
@@ -203,12 +206,18 @@ def part_outside(folder):
 def nothing(folder): (folder/'empty').mkdir(); return folder/'empty'
 
 @pytest.mark.parametrize('make, words', [
-    (kaldi_command, "wav.scp: 'sph2pipe .*is a command; write its audio"), (kaldi_without_text, "no text of 'dev-0'"), (two_tables, 'holds the tables a.csv, b.csv; name one'),
+    (kaldi_command, "wav.scp: 'sph2pipe .*is a command; write its audio"), (kaldi_without_text, "no text of 'train-1'"),
+    (kaldi_twice, "text, line 2: 'dev-0' is given twice"), (kaldi_without_audio, 'no recording of 1 ids of text .lost.*fix_data_dir'), (glosses_twice, 'the same features twice, .*features.*hands'), (two_tables, 'holds the tables a.csv, b.csv; name one'),
     (lhotse_padded, "cut 'p' is not a part of one file.*save_audios"), (part_outside, 'lasts 0.75 s, and 0.50 to 1.00 s are asked for'),
     (nothing, 'no corpus of a known form. Known are table: .*Kaldi: .*LibriSpeech: '), (lambda f: f/'nowhere', 'nowhere.*nowhere: no such folder or file; data.path must be')])
 def test_what_is_no_corpus_is_told_so(make, words, root):
     with pytest.raises(ValueError, match=words):
         load_corpus(DataConfig(corpus='manifest', path=str(make(root).relative_to(root))), TextConfig(), FeatureConfig())
+
+def test_a_line_ends_at_its_end_alone(root):
+    write(kaldi(root)/'dev/text', ['dev-0 go\u2028no\x0bgo'])
+    table = load_corpus(DataConfig(corpus='manifest', path=str(root/'data')), TextConfig(), FeatureConfig()).manifest
+    assert list(table.text[table.split == 'dev']) == ['go no go'] and len(table) == len(SAID)
 
 @pytest.mark.skipif(not REAL.is_dir(), reason='Mboshi is not at ../shared/data/mboshi')
 def test_mboshi_is_what_it_was():
