@@ -343,7 +343,8 @@ def write_page(name='results',    # of `PAGES`
     resources = {'metadata': {'path': str(path.parent)}}
     NotebookClient(notebook, kernel_name='python3', timeout=300, resources=resources).execute()
     page = root_path(folder)/f'{name}.md'
-    _write(page, page_text(notebook).replace('](../thesis_figures/', '](')) # pictures lie beside the page
+    text = page_text(notebook).replace('](../thesis_figures/', '](') # pictures lie beside the page, notebooks do not
+    _write(page, re.sub(r'\]\((\w+\.ipynb)\)', r'](../nbs/\1)', text))
     return page
 
 # %% ../nbs/27_figures.ipynb #make-page

@@ -117,8 +117,8 @@ def teacher_entry(teacher: LoadedModel,
 def is_teacher(teacher: LoadedModel,
                entry: dict # of a student's checkpoint
               ) -> bool:
-    "Whether an entry names these weights; older entries name the whole file"
-    return teacher.weights_sha256 == entry.get('weights_sha256') or teacher.payload['sha256'] == entry.get('sha256')
+    "Whether an entry names these weights"
+    return teacher.weights_sha256 == entry['weights_sha256']
 
 # %% ../nbs/16_teacher.ipynb #teacher-sentences
 def teacher_sentences(teacher: LoadedModel | None,

@@ -33,7 +33,7 @@ def test_settings_exist(page):
     named = set(re.findall(r'\b([a-z_]+\.[a-z_.]+)=', page.read_text(encoding='utf-8')))
     assert named - EXAMPLES <= set(valid_keys())
 
-@pytest.mark.parametrize('page', PAGES, ids=lambda p: p.stem)
+@pytest.mark.parametrize('page', [*PAGES, ROOT/'README.md', *(ROOT/'thesis_figures').glob('*.md')], ids=lambda p: p.stem)
 def test_links_and_configs_exist(page):
     text = page.read_text(encoding='utf-8')
     links = [page.parent/link for link in re.findall(r'\]\((?!https?:)([^)#]+)', text)]
