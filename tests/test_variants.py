@@ -9,7 +9,7 @@ from self_distill.config import Config, ModelConfig, build_config, config_dict, 
 from self_distill.ensemble import load_ensemble, numbered_checkpoints, open_model
 from self_distill.ensemble_table import average_weights, evaluate_ensemble
 from self_distill.evaluate import Beam, Greedy, SearchedBeam, evaluate, search, search_table
-from self_distill.opened import open_corpus
+from self_distill.opened import open_corpus, open_record
 from self_distill.language_model import estimate_arpa, file_sha256, language_model_for, ngram_order
 from self_distill.ledger import read_ledger
 from self_distill.loss import hard_loss
@@ -163,6 +163,11 @@ def test_what_cannot_be_averaged(root, tmp_path):
     with pytest.raises(CheckpointError, match='do not correspond'): average_weights([BEST, 'models/other/checkpoint_best.pt'])
     load_ensemble([BEST, 'models/other/checkpoint_best.pt', 'models/attentive/checkpoint_best.pt'])
     with pytest.warns(UserWarning, match='other, pictures: different runs'): open_model([BEST, 'models/other/checkpoint_best.pt'])
+
+def test_a_record_names_a_teacher_that_has_no_checkpoint(root, results):
+    loaded = open_model(BEST)
+    loaded.payload['teacher'] = dict(run='whisper', checkpoint=None, weights_sha256='0' * 64, wer=None)
+    assert open_record(loaded, folder=results).teacher.run == 'whisper'
 
 def test_the_best_numbered_checkpoints(root):
     wers = {p: load_checkpoint(p)['val_wer'] for p in numbered_checkpoints('pictures')}
