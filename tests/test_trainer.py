@@ -7,8 +7,7 @@ from conftest import ROOT, environment
 from self_distill.pictures import picture_config, write_pictures
 from test_torture import TRAINING, settings
 
-from self_distill import ensemble, trainer
-from self_distill import evaluate as pipeline
+from self_distill import ensemble, opened, trainer
 from self_distill.batches import UtteranceDataset, epoch_batches, frame_batches
 from self_distill.checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint
 from self_distill.ensemble_table import evaluate_ensemble
@@ -244,8 +243,8 @@ def test_another_demo_corpus_is_not_the_runs_own_test_set(copy, root):
     assert read_record(f'results/{record.run}.json').kind == 'decoding'
 
 def test_other_utterances_are_not_the_runs_own_test_set(copy, root, monkeypatch):
-    load, before = pipeline.load_corpus, (root/'results/short.json').read_bytes()
-    def changed(change): monkeypatch.setattr(pipeline, 'load_corpus', lambda *a: (c := load(*a)) and replace(c, manifest=change(c.manifest)))
+    load, before = opened.load_corpus, (root/'results/short.json').read_bytes()
+    def changed(change): monkeypatch.setattr(opened, 'load_corpus', lambda *a: (c := load(*a)) and replace(c, manifest=change(c.manifest)))
     for change, what in ((lambda m: m[m.id != 'dev-0001'], r'6 dev utterances, which are not the 5 that demo has now: 1 are gone \(dev-0001\)'),
                          (lambda m: m.assign(id=m.id.str.replace('dev-0001', 'dev-01')), r'1 are gone \(dev-0001\); 1 are new \(dev-01\)'),
                          (lambda m: m.assign(speaker='s'), 'speaker of dev-0000 .*, now'),
