@@ -7,8 +7,8 @@ __all__ = ['app', 'Config', 'Overrides', 'CHECKPOINT', 'Checkpoints', 'Split', '
            'Engine', 'Workers', 'LMWeight', 'WordBonus', 'BeamWidth', 'Name', 'Files', 'Format', 'Folder', 'UseBeam',
            'GivenModel', 'Pause', 'RUNS', 'Plan', 'Jobs', 'DryRun', 'Status', 'DEMO', 'DEMO_PLAN', 'DEMO_RECORDS',
            'DEMO_FIGURES', 'train', 'prepare', 'evaluate', 'evaluate_beam', 'numbers', 'search', 'lm', 'ensemble',
-           'transcribe', 'export', 'named_systems', 'all_systems', 'compare', 'report', 'split_engine_options',
-           'experiments', 'figures', 'doctor', 'demo', 'main']
+           'pseudo_label', 'transcribe', 'export', 'named_systems', 'all_systems', 'compare', 'report',
+           'split_engine_options', 'experiments', 'figures', 'doctor', 'demo', 'main']
 
 # %% ../nbs/29_cli.ipynb #imports
 import os, sys, time
@@ -159,6 +159,17 @@ def ensemble(data: Data = None,
     from self_distill.ensemble_table import evaluate_ensemble
     files = checkpoint or numbered_checkpoints(run, None if best else numbers(epochs, int), best)
     typer.echo(evaluate_ensemble(files, split, data or [], device, why).round(2).to_string(index=False))
+
+# %% ../nbs/29_cli.ipynb #pseudo-label
+@app.command('pseudo-label')
+def pseudo_label(checkpoint: Annotated[str, _option('checkpoint', 'the teacher, models/<run>/checkpoint_best.pt')],
+                 data: Data = None, language_model: LanguageModel = None, engine: Engine = 'auto', workers: Workers = 2,
+                 device: Device = 'auto'):
+    "Write the training transcripts that are missing, for a student."
+    from self_distill.evaluate import SearchedBeam
+    from self_distill.labelling import pseudo_label
+    decoder = SearchedBeam(language_model=language_model, engine=engine, workers=workers)
+    pseudo_label(checkpoint, decoder, data or [], device)
 
 # %% ../nbs/29_cli.ipynb #transcribe-options
 Files = Annotated[list[str], typer.Argument(help='recordings, and folders of them')]

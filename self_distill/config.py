@@ -214,6 +214,7 @@ class TeacherConfig:
     warmup: NonNegative = 0.0        # epochs until a moving teacher has its full weight
     own: Optional[str] = None        # 'my_module:my_teacher', a function that returns a model of yours (15a_own_teacher)
     log_probs: Optional[str] = None  # a folder of stored log-probabilities, <id>.npy
+    pseudo_labels: bool = False      # the checkpoint has written the missing transcripts (16c_pseudo_labels)
     cache: NonNegative = 2.0         # GB that a checkpoint may take for its answers (16a_teacher_cache); 0: none
 
     @model_validator(mode='after')
@@ -523,7 +524,7 @@ def load_config(path,         # YAML file, looked for as `config_file` does
 
 # %% ../nbs/00_config.ipynb #config-dict
 ADDED = ('model.attention_heads', 'data.allow_leaks', 'data.transcribed', 'text.vocabulary', 'teacher.moving',
-         'teacher.warmup', 'teacher.own', 'teacher.log_probs', 'model.own', 'model.options',
+         'teacher.warmup', 'teacher.own', 'teacher.log_probs', 'teacher.pseudo_labels', 'model.own', 'model.options',
          'teacher.cache', 'training.initial_checkpoint', 'training.batch_frames', 'augmentation.warp',
          'augmentation.cepstra', 'augmentation.paces', 'consistency', 'deep_to_shallow', 'data.keep_features',
          'data.check_hours') # younger than some records

@@ -26,6 +26,7 @@ from .environment import end_with_parent
 from .ensemble_table import evaluate_ensemble
 from .evaluate import Greedy, evaluate, is_recorded
 from .figure_arrays import add_figure_arrays
+from .labelling import labels_of
 from .plan import PlanError, Run, load_plan
 from .records import Record, read_record, record_path
 from .training_log import read_numbers
@@ -163,10 +164,14 @@ def _alone(run):
         with FileLock(trainer): pass
         yield
 
+def _known(run):
+    "Where the corpus of a run is, and its device"
+    place = [f'data.path={json.dumps(run.config.data.path)}', f'data.cache={json.dumps(run.config.data.cache)}']
+    return dict(overrides=place, device=run.config.device)
+
 def _decode(run):
     "Make the decodings and arrays that a trained run's record lacks"
-    place = [f'data.path={json.dumps(run.config.data.path)}', f'data.cache={json.dumps(run.config.data.cache)}']
-    known = dict(overrides=place, device=run.config.device)
+    known = _known(run)
     for split in run.splits:
         evaluate(run.checkpoint, split, run.decoders, **known, why=run.frozen or '', again=False)
         if f'{split} ensemble' in steps_left(run, recorded(run)):
@@ -188,6 +193,7 @@ def run_one(path,         # the plan
     with _alone(run):
         if not has_weights(run):
             if run.teacher and not has_weights(runs[run.teacher]): run_one(path, run.teacher, overrides, weights=True)
+            if run.teacher and run.config.teacher.pseudo_labels: labels_of(str(runs[run.teacher].checkpoint), **_known(run))
             parameters = dict(config=str(root_path(run.file)), overrides=list(run.overrides))
             run_notebook('30_train', log/'train.ipynb', parameters)
         if steps_left(run, recorded(run)): _decode(run)

@@ -33,10 +33,11 @@ from .objective import Objective
 from .own_model import new_model
 from .processes import (add_gradients, any_process, gathered, process_0_first, processes, rank, share,
                                     total, totals, wait)
+from .pseudo_labels import read_labels, with_labels
 from .records import now
 from .schedule import learning_rate_at, temperature_at
 from .signals import held_signals, stop_requests
-from .teacher import (is_taught, is_teacher, load_teacher, teacher_entry, teacher_output, teacher_precision,
+from .teacher import (is_asked, is_teacher, load_teacher, teacher_entry, teacher_output, teacher_precision,
                                   teacher_sentences, teacher_wer)
 from .teacher_cache import answer_widths, keep_answers, why_asked
 from .training_log import REMEDIES, SilentLog, TrainingLog, check_course, data_sentences, epoch_sentence, tag_of
@@ -110,6 +111,7 @@ def validated(self: Trainer) -> BiLSTMCTC:
 @patch(as_prop=True)
 def teaching(self: Trainer) -> BiLSTMCTC | None: # None where nothing but the transcript teaches
     "The model that teaches: a frozen one, or the moving average of the student's own weights"
+    if not is_asked(self.config): return None
     if self.config.teacher.moving: return self.average.module.eval()
     return self.teacher and self.teacher.model
 
@@ -129,11 +131,12 @@ def _load_data(self: Trainer):
     c = self.config
     self.corpus = load_corpus(c.data, c.text, c.features)
     self.tokenizer, self.data = self.corpus.tokenizer, training_data(self.corpus)
+    if c.teacher.pseudo_labels: self.corpus = with_labels(self.corpus, read_labels(c.teacher.checkpoint))
     self.statistics = self.corpus.statistics() if c.features.normalization == 'corpus' else None
     def dataset(split, augment, **more):
         return UtteranceDataset(self.corpus, split, self.tokenizer, c.features, augment, c.seed, self.statistics, **more)
     twice = c.consistency.weight > 0
-    taught = is_taught(c.teacher) or twice
+    taught = is_asked(c) or twice
     self.train_set = dataset('train', c.augmentation, views=1 + twice, untranscribed=taught)
     self.dev_set = dataset('dev', None)
     give_back()
@@ -466,7 +469,7 @@ def _introduce(self: Trainer, resumed):
 def store_answers(self: Trainer, stops=()): # names of stop signals that came
     "Read from the disk what the teacher says, or say why it is asked at every step"
     c, start = self.config, time.perf_counter()
-    if not (c.teacher.checkpoint and c.teacher.cache): return
+    if not (self.teaching and c.teacher.checkpoint and c.teacher.cache): return
     layers = sorted({layer for _, layer in self.objective.pairs})
     why = why_asked(self.train_set, answer_widths(self.teacher, layers), c.teacher.cache)
     if why: return self.log.say(f'Teacher asked at every step: {why}')
