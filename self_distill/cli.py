@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['app', 'Config', 'Overrides', 'CHECKPOINT', 'Checkpoints', 'Split', 'Why', 'Device', 'Data', 'ARPA', 'LanguageModel',
            'Engine', 'Workers', 'LMWeight', 'WordBonus', 'BeamWidth', 'Name', 'Files', 'Format', 'Folder', 'UseBeam',
-           'GivenModel', 'Pause', 'RUNS', 'Plan', 'Jobs', 'DryRun', 'Status', 'DEMO', 'DEMO_PLAN', 'DEMO_RECORDS',
-           'DEMO_FIGURES', 'train', 'prepare', 'evaluate', 'evaluate_beam', 'numbers', 'search', 'lm', 'ensemble',
-           'pseudo_label', 'transcribe', 'export', 'named_systems', 'all_systems', 'compare', 'report',
-           'split_engine_options', 'experiments', 'figures', 'doctor', 'demo', 'main']
+           'GivenModel', 'Pause', 'RUNS', 'Plan', 'Jobs', 'DryRun', 'Status', 'DEMO', 'DEMO_RECORDS', 'DEMO_FIGURES',
+           'train', 'prepare', 'evaluate', 'evaluate_beam', 'numbers', 'search', 'lm', 'ensemble', 'pseudo_label',
+           'transcribe', 'export', 'named_systems', 'all_systems', 'compare', 'report', 'split_engine_options',
+           'experiments', 'figures', 'doctor', 'demo', 'main']
 
 # %% ../nbs/29_cli.ipynb #imports
 import os, sys, time
@@ -336,36 +336,37 @@ def doctor():
     if not doctor(): raise typer.Exit(1)
 
 # %% ../nbs/29_cli.ipynb #demo-places
-DEMO = ('configs/demo.yaml', 'configs/demo_student.yaml')
-DEMO_PLAN = 'configs/experiments/demo.yaml'
+DEMO = 'configs/experiments/demo.yaml'
 DEMO_RECORDS, DEMO_FIGURES = 'runs/demo/results', 'runs/demo/figures'
 
 # %% ../nbs/29_cli.ipynb #demo-run
-def _demo_run(config, step):
+def _demo_run(run, step):
     "Train one run of the demo and decode it; only what is not recorded yet"
-    from self_distill.evaluate import Greedy, SearchedBeam, evaluate
+    from self_distill.evaluate import evaluate
     from self_distill.figure_arrays import add_figure_arrays
+    from self_distill.labelling import labels_of
     from self_distill.training import train
-    typer.echo(f'\n{step} of 6: training {config.run}')
-    record = train(config, DEMO_RECORDS)
-    typer.echo(f'\n{step + 1} of 6: decoding {config.run}')
-    best, decoders = f'{config.checkpoints.folder}/{config.run}/checkpoint_best.pt', (Greedy(), SearchedBeam())
-    where = dict(device=config.device, folder=DEMO_RECORDS)
-    for split in ('dev', 'test'): evaluate(best, split, decoders, why='self-distill demo', again=False, **where)
-    if 'entropy/temperature' not in record.arrays: add_figure_arrays(best, **where)
+    where = dict(device=run.config.device, folder=DEMO_RECORDS)
+    typer.echo(f'\n{step} of 6: training {run.name}')
+    if run.config.teacher.pseudo_labels: labels_of(run.config.teacher.checkpoint, **where)
+    record = train(run.config, DEMO_RECORDS)
+    typer.echo(f'\n{step + 1} of 6: decoding {run.name}')
+    for split in run.splits:
+        evaluate(run.checkpoint, split, run.decoders, why=run.frozen, again=False, **where)
+    if 'entropy/temperature' not in record.arrays: add_figure_arrays(run.checkpoint, **where)
 
 # %% ../nbs/29_cli.ipynb #demo
 @app.command()
 def demo(overrides: Overrides = None):
     "The whole recipe on synthetic speech, in minutes."
-    from self_distill.config import load_config
     from self_distill.figures import make_figures
-    start, configs = time.monotonic(), [load_config(path, overrides or []) for path in DEMO]
-    for k, config in enumerate(configs): _demo_run(config, 2 * k + 1)
+    from self_distill.plan import load_plan
+    start, runs = time.monotonic(), list(load_plan(DEMO, overrides or []).values())[:2] # without the control
+    for k, run in enumerate(runs): _demo_run(run, 2 * k + 1)
     typer.echo('\n5 of 6: comparison\n')
-    _comparison([named_systems([config.run for config in configs], DEMO_RECORDS)], 'test')
+    _comparison([named_systems([run.name for run in runs], DEMO_RECORDS)], 'test')
     typer.echo('\n6 of 6: figures\n')
-    make_figures(plan=DEMO_PLAN, records=DEMO_RECORDS, folder=DEMO_FIGURES)
+    make_figures(plan=DEMO, records=DEMO_RECORDS, folder=DEMO_FIGURES)
     typer.echo(f'\n{time.monotonic() - start:.0f} s. Records and test readings: {DEMO_RECORDS}/; figures: {DEMO_FIGURES}/; '
                'curves: tensorboard --logdir logs')
 

@@ -50,8 +50,8 @@ def open_corpus(loaded: LoadedModel,
 def _another(loaded, corpus, data, overrides):
     "What to call a corpus of the user's on which a model was not trained: its name and digits of its fingerprint; or None"
     if not any(o.startswith('data.corpus=') for o in overrides) or data.corpus in ('demo', 'an4', 'mboshi'): return None
-    here = fingerprint(corpus)
-    if here == (loaded.payload.get('data') or {}).get('fingerprint'): return None
+    here, known = fingerprint(corpus), (loaded.payload.get('data') or {}).get('fingerprint', {})
+    if all(here[split] == known.get(split) for split in ('dev', 'test')): return None
     name = re.sub(r'\W+', '_', Path(data.path or data.corpus).stem)
     return f'{name}_{hashlib.sha256(json.dumps(here, sort_keys=True).encode()).hexdigest()[:6]}'
 

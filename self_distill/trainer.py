@@ -130,8 +130,8 @@ def _load_data(self: Trainer):
     "Corpus, tokenizer, train and dev split"
     c = self.config
     self.corpus = load_corpus(c.data, c.text, c.features)
-    self.tokenizer, self.data = self.corpus.tokenizer, training_data(self.corpus)
     if c.teacher.pseudo_labels: self.corpus = with_labels(self.corpus, read_labels(c.teacher.checkpoint))
+    self.tokenizer, self.data = self.corpus.tokenizer, training_data(self.corpus)
     self.statistics = self.corpus.statistics() if c.features.normalization == 'corpus' else None
     def dataset(split, augment, **more):
         return UtteranceDataset(self.corpus, split, self.tokenizer, c.features, augment, c.seed, self.statistics, **more)

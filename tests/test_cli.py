@@ -11,6 +11,7 @@ from self_distill.cli import main, named_systems
 from self_distill.opened import log_probs_of
 from self_distill.language_model import estimate_arpa
 from self_distill.ledger import read_ledger
+from self_distill.pseudo_labels import labels_path
 from self_distill.records import find_decode, read_record
 from self_distill.training import train
 
@@ -243,6 +244,21 @@ def test_a_process_from_another_folder(root):
     assert done.returncode == 0 and 'Dev WER (greedy)' in done.stdout and not done.stderr, done.stderr
     done = process(root, 'evaluate-beam', '--checkpoint', BEST, '--language_model', 'missing.arpa')
     assert done.returncode == 1 and done.stderr.startswith('self-distill: ') and len(done.stderr.splitlines()) == 1
+
+def test_a_teacher_writes_and_its_student_reads(say, root, refuses):
+    assert 'every training utterance has a transcript' in refuses('pseudo-label', '--checkpoint', OTHER)
+    few = 'data.transcribed=0.5'
+    code, out, err = say('pseudo-label', '--checkpoint', OTHER, '--workers', 1, few)
+    assert code == 0 and '40 transcripts are written (lm_weight' in out, err
+    taught = 'run=labelled', few, f'teacher.checkpoint={OTHER}', 'teacher.pseudo_labels=true', 'training.epochs=1'
+    code, out, err = say('train', '--no-notebook', '--config', 'pictures.yaml', *taught)
+    assert code == 0 and '40 of 80 training transcripts are written by the teacher' in out, err
+    assert 'self-distill pseudo-label --checkpoint models/pictures' in refuses('train', '--no-notebook', '--config', 'pictures.yaml', *taught, 'run=none', f'teacher.checkpoint={BEST}')
+    code, out, err = say('evaluate', '--checkpoint', 'models/labelled/checkpoint_best.pt', 'data.corpus=manifest', 'data.path=pictures.csv')
+    assert code == 0 and not list((root/'results').glob('labelled_on_*')), err       # the corpus it was trained on, not another
+    labels = labels_path(OTHER)
+    labels.write_text(labels.read_text().replace('"u0', '"v0'))
+    assert 'manifest has changed since this run began' in refuses('train', '--no-notebook', '--config', 'pictures.yaml', *taught)
 
 def test_demo_in_small_twice(tmp_path, shared_cache):
     shutil.copytree(ROOT/'configs', tmp_path/'configs')

@@ -7,6 +7,7 @@ from conftest import ROOT, environment
 
 from self_distill.experiments import has_weights, recorded, run_one, run_plan, runs_left, select, status_table, steps_left, summary_line
 from self_distill.plan import PlanError, load_plan
+from self_distill.pseudo_labels import read_labels
 from self_distill.records import RecordError, new_record, read_record, write_record
 
 CONFIG = '''
@@ -114,6 +115,12 @@ def test_records_of_other_settings_or_teachers_are_refused(root):
     other.unlink()
     path.write_text(path.read_text()[:200])
     with pytest.raises(RecordError, match='tiny_control_s0.json'): run_plan('plan.yaml')
+
+def test_a_teacher_writes_the_missing_transcripts_before_its_student_is_trained(root):
+    changed(root, ('time_width: 20', 'time_width: 20, data.transcribed: 0.5'), ('teacher: baseline}', 'teacher: baseline, overrides: {teacher.pseudo_labels: true}}'))
+    record = run_one('plan.yaml', 'tiny_student_s0')
+    assert any('of 18 training transcripts are written by the teacher' in note for note in record.notes)
+    assert len(read_labels('models/tiny_baseline_s0/checkpoint_best.pt')) == 9
 
 def test_the_test_set_is_left_only_where_the_row_is_frozen(root):
     left = lambda: steps_left(run := load_plan('plan.yaml')['tiny_control_s0'], new_record('training', run.config))
