@@ -64,7 +64,8 @@ def gather(source):
         nbformat.write(readable(nbformat.read(path, as_version=4)), source/'nbs'/path.name)
     pages = {'Guides': [f'docs/{name}' for name in GUIDES]}
     pages |= {title: [f'nbs/{path.stem}' for path in paths] for title, paths in chapters.items()}
-    pages['Results'] += ['The page of results <thesis_figures/results>', 'The page of methods <thesis_figures/methods>', 'CHANGELOG']
+    pages['Results'] += [f'The page of {name} <thesis_figures/{name.replace(" ", "_")}>' for name in ('results', 'methods', 'few transcripts')]
+    pages['Results'].append('CHANGELOG')
     trees = [contents(caption, names) for caption, names in pages.items()]
     readme = pages_only((ROOT/'README.md').read_text(encoding='utf-8'))
     (source/'index.md').write_text('\n'.join([readme, *trees]), encoding='utf-8')
