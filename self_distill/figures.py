@@ -330,7 +330,8 @@ def page_text(notebook # executed
 # %% ../nbs/27_figures.ipynb #pages
 PAGES = dict(results=('60_results', [PLAN]), # name → notebook, and the plans or benchmarks that it is about
              methods=('61_methods', ['configs/experiments/an4_stuck.yaml', 'configs/experiments/mboshi.yaml']),
-             few_transcripts=('61a_few_transcripts', ['configs/experiments/an4_few.yaml', 'configs/experiments/mboshi.yaml']),
+             few_transcripts=('61a_few_transcripts', ['configs/experiments/an4_few.yaml', 'configs/experiments/mboshi.yaml',
+                                                     'an4_few_teaching_signal']),
              speed=('62_speed', ['speed_step', 'speed_decoding', 'speed_scale', PLAN]))
 
 # %% ../nbs/27_figures.ipynb #page
