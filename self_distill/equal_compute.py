@@ -16,12 +16,13 @@ from .records import Record
 def passes(results: Results, # that has the teacher's record
            record: Record    # of a training
           ) -> float: # utterances, forward and backward
-    "Compute of a training and of those that made its teachers; forward alone counts a third"
-    config = record.config
+    "Compute of a training and of its teachers', forward alone a third; MissingRecords where a teacher has no record"
+    config, t = record.config, record.config['training']
     views = 2 if config.get('consistency', {}).get('weight') else 1
     only_labels = config['teacher'].get('pseudo_labels') and not config['loss_weights']['alpha']
     asked = bool(record.teacher) and not only_labels or config['teacher'].get('moving', False)
-    own = record.epochs[-1]['update'] * config['training']['batch_size'] * (views + asked / 3)
+    heard = record.epochs[-1]['update'] * t['batch_size'] * t['gradient_accumulation_steps'] # all batches counted as full
+    own = heard * (views + asked / 3)
     return own + (passes(results, results.record(record.teacher.run)) if record.teacher else 0)
 
 # %% ../nbs/27a_equal_compute.ipynb #lines
@@ -37,8 +38,8 @@ def _training_loss(record, table):
 def read_rows(results: Results,
               group: str,       # of the plan, which `results` has then chosen
               runs=slice(None)  # only some of each row's runs: slice(1) is the first fold
-             ) -> pd.DataFrame: # index row; title, compute, and lists over the runs: best, last, beam (WER in percent), dev, train (nats)
-    "What the rows of a group have reached on dev, and their compute"
+             ) -> pd.DataFrame: # index row; title, compute; lists over runs: best, last, beam (%), dev, train (nats)
+    "What the rows of a group have reached on dev, and their compute; MissingRecords where one is not trained"
     results.group, lines = group, {}
     for row in results.plan.groups[group].rows:
         records = results.records(row)[runs]
