@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from filelock import FileLock
 
-from .config import DataConfig, FeatureConfig, check_writable, root_path
+from .config import DataConfig, FeatureConfig
 from .corpora import COLUMNS, data_path, first_few, read_lines
+from .files import check_writable, root_path
 
 # %% ../nbs/04a_an4.ipynb #read-transcription
 LAYOUT = 'data.path must be the folder that holds etc/, and feat/ or wav/'

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from .config import (Config, _sync_folder, atomic_write, build_config, config_dict, refuse_special,
-                                 root_path, writing)
+from .config import Config, build_config, config_dict
+from .files import atomic_write, refuse_special, root_path, sync_folder, writing
 from .own_model import model_from
 from .text import Tokenizer
 
@@ -84,7 +84,7 @@ def copy_checkpoint(source, # a checkpoint
     else:
         with writing(path):
             os.replace(temporary, path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
 
 # %% ../nbs/11_checkpoint.ipynb #is-intact
 def _is_intact(path):

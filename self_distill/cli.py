@@ -47,7 +47,8 @@ def _result(record):
 def train(config: Config, overrides: Overrides = None,
           notebook: Annotated[bool, typer.Option(help='run nbs/30_train.ipynb, or train in this process')] = True):
     "Train a run from wherever it stands to its end."
-    from self_distill.config import config_file, load_config, root_path
+    from self_distill.config import config_file, load_config
+    from self_distill.files import root_path
     settings = load_config(config, overrides or [])
     if not notebook:
         from self_distill.training import train
@@ -182,7 +183,7 @@ Pause = Annotated[float, typer.Option(min=0, help='seconds of quiet at which a r
 # %% ../nbs/29_cli.ipynb #write-transcripts
 def _write_transcripts(transcripts, names, format, folder):
     "Each transcript to the screen, under its name where there are several, or into a file"
-    from self_distill.config import atomic_write
+    from self_distill.files import atomic_write
     from self_distill.transcribe import FORMATS
     suffix = 'txt' if format == 'text' else format
     for t, name in zip(transcripts, names):

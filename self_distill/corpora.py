@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 
-from .config import DataConfig, FeatureConfig, TextConfig, refuse_special, root_path
+from .config import DataConfig, FeatureConfig, TextConfig
 from .demo import demo_corpus
 from .feature_cache import FeatureCache, frames_in, refuse_long, refuse_other_length, width_of
 from .features import FRAMES_PER_SECOND, corpus_statistics
-from .file_facts import content_hashes, file_stamp, kept, stamp_key
+from .file_facts import content_hashes, file_stamp, kept
+from .files import refuse_special, root_path
 from .subwords import build_tokenizer
 from .text import check_digits, normalizer
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, soundfile, torch, torchaudio
 from fastcore.basics import patch
 
-from .config import writing
+from .files import writing
 
 # %% ../nbs/03_demo.ipynb #rules
 def _rules(text):

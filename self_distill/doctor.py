@@ -17,9 +17,10 @@ from jupyter_client.kernelspec import KernelSpecManager
 from packaging.requirements import Requirement
 
 import self_distill
-from .config import ModelConfig, check_writable, root_path
+from .config import ModelConfig
 from .demo import Synthesizer
 from .environment import git_state, pick_device
+from .files import check_writable, root_path
 from .language_model import estimate_arpa, load_language_model
 from .loss import hard_loss
 from .model import build_model

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.functional import ctc_loss
 
 from .checkpoint import CheckpointError, LoadedModel, load_checkpoint, load_model, weights_hash
-from .config import root_path
+from .files import root_path
 from .model import ModelOutput
 
 # %% ../nbs/22_ensemble.ipynb #ensemble

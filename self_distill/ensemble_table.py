@@ -13,10 +13,10 @@ from pathlib import Path
 import pandas as pd, torch
 
 from .checkpoint import save_checkpoint
-from .config import root_path
 from .ensemble import checkpoint_name, likeliest, load_average, load_ensemble, load_members, open_model
 from .environment import pick_device
 from .evaluate import WHY, Greedy, evaluate
+from .files import root_path
 from .greedy import greedy_ids, greedy_texts, text_of
 from .metrics import count_errors, error_rate
 from .model import count_parameters

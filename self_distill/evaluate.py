@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np, pandas as pd
 
 from .beam_search import BeamDecoder
-from .config import root_path
 from .ensemble import checkpoint_name
+from .files import root_path
 from .greedy import greedy_texts
 from .language_model import language_model_for, ngram_order
 from .ledger import LEDGER, append_ledger

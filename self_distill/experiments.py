@@ -19,13 +19,14 @@ from filelock import FileLock, Timeout
 
 import self_distill
 from .checkpoint import load_checkpoint, weights_hash
-from .config import check_writable, config_dict, config_hash, dotted, root_path
+from .config import config_dict, config_hash, dotted
 from .corpora import user_folder
 from .ensemble import numbered_checkpoints
 from .environment import end_with_parent
 from .ensemble_table import evaluate_ensemble
 from .evaluate import Greedy, evaluate, is_recorded
 from .figure_arrays import add_figure_arrays
+from .files import check_writable, root_path
 from .labelling import labels_of
 from .plan import PlanError, Run, load_plan
 from .records import Record, read_record, record_path

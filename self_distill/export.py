@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from .beam_search import FRAME_SECONDS
 from .checkpoint import LoadedModel
-from .config import atomic_write
 from .ensemble import open_model
 from .features import FRAMES_PER_SECOND
+from .files import atomic_write
 from .model import StridedConv, frame_mask
 
 # %% ../nbs/23b_export.ipynb #plain-conv

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from .config import WriteError, atomic_write, locked, refuse_special
+from .files import WriteError, atomic_write, locked, refuse_special
 
 # %% ../nbs/02b_file_facts.ipynb #stamp
 def file_stamp(path) -> tuple: # absolute path, bytes, time of change in ns

@@ -16,8 +16,9 @@ from sys import intern
 
 import numpy as np, pandas as pd, soundfile
 
-from .config import DataConfig, FeatureConfig, atomic_write, refuse_special, root_path
+from .config import DataConfig, FeatureConfig
 from .corpora import COLUMNS, OTHER_NAMES, SPLITS, data_path, first_few, read_lines, user_folder
+from .files import atomic_write, refuse_special, root_path
 
 # %% ../nbs/04c_formats.ipynb #names
 KNOWN = [*COLUMNS, 'start'] # seconds in a longer recording

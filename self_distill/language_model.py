@@ -16,8 +16,9 @@ from pathlib import Path
 import pandas as pd
 from kaldingram.train import NgramCounts
 
-from .config import Config, atomic_write, find_root, refuse_special, root_path
+from .config import Config
 from .corpora import Corpus
+from .files import atomic_write, find_root, refuse_special, root_path
 from .text import Tokenizer, check_digits, normalizer
 
 # %% ../nbs/19_language_model.ipynb #count-ngrams

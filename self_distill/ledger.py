@@ -12,8 +12,8 @@ from typing import Annotated
 import pandas as pd
 from pydantic import Field, ValidationError
 
-from .config import locked, refuse_special, root_path
 from .environment import Section, git_state
+from .files import locked, refuse_special, root_path
 from .records import RecordError, json_line, now
 
 # %% ../nbs/14_ledger.ipynb #ledger-reading

@@ -12,8 +12,9 @@ from pathlib import Path
 import pandas as pd
 
 from .an4 import download, unpack
-from .config import DataConfig, FeatureConfig, root_path
+from .config import DataConfig, FeatureConfig
 from .corpora import data_path, read_lines
+from .files import root_path
 
 # %% ../nbs/04b_mboshi.ipynb #rows
 def _rows(folder, part):

@@ -16,13 +16,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .batches import output_frames
 from .checkpoint import LoadedModel
-from .config import (Config, DataConfig, apply_override, build_config, config_dict, config_hash, locked,
-                                 root_path)
+from .config import Config, DataConfig, apply_override, build_config, config_dict, config_hash
 from .corpora import Corpus, fingerprint, heard, load_corpus
 from .ensemble import open_model
 from .environment import pick_device
 from .features import normalize
 from .file_facts import store
+from .files import locked, root_path
 from .model import count_parameters
 from .records import Record, RecordError, Teacher, new_record, read_record, record_path, utterances_of, write_record
 

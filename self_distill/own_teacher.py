@@ -13,8 +13,9 @@ import numpy as np, torch
 from torch import nn
 
 from .batches import output_frames
-from .config import TeacherConfig, root_path
+from .config import TeacherConfig
 from .corpora import own_code, user_folder
+from .files import root_path
 from .model import ModelOutput
 
 # %% ../nbs/15a_own_teacher.ipynb #checked-answer

@@ -16,8 +16,9 @@ from typing import Annotated, Any, Optional
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .beam_search import WIDEST
-from .config import Config, ConfigError, at_most, config_hash, load_config, read_config_file, root_path
+from .config import Config, at_most, config_hash, load_config, read_config_file
 from .evaluate import DEFAULTS, Beam, Greedy, SearchedBeam
+from .files import root_path
 from .teacher import describe_split, heard_test_speakers
 
 # %% ../nbs/25_plan.ipynb #part

@@ -16,9 +16,10 @@ from unittest import mock
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 
 from .batches import too_short
-from .config import Config, atomic_write, root_path
+from .config import Config
 from .corpora import CORPORA, SPLITS, Corpus, complete, find_corpus, load_corpus, shared_recordings
 from .feature_cache import audio_header, read_array
+from .files import atomic_write, root_path
 from .model import count_parameters
 from .trainer import Trainer, loader
 

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from .checkpoint import CheckpointError, load_checkpoint, weights_hash
-from .config import atomic_write, root_path
 from .corpora import Corpus
+from .files import atomic_write, root_path
 
 # %% ../nbs/16c_pseudo_labels.ipynb #labels-path
 def labels_path(checkpoint # file; a relative path starts at the root

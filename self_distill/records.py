@@ -19,8 +19,9 @@ import pandas as pd
 import torch
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from .config import Config, atomic_write, config_dict, config_hash, find_root, refuse_special, root_path
+from .config import Config, config_dict, config_hash
 from .environment import Device, Git, Section, environment
+from .files import atomic_write, find_root, refuse_special, root_path
 from .metrics import PARTS, count_errors, error_rate
 
 # %% ../nbs/13_records.ipynb #records-types

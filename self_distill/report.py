@@ -16,8 +16,9 @@ from matplotlib.image import imsave
 import self_distill
 from .checkpoint import load_model
 from .compare import compare, pooled_counts
-from .config import atomic_write, build_config, root_path
+from .config import build_config
 from .corpora import Corpus, load_corpus
+from .files import atomic_write, root_path
 from .opened import compute_log_probs, data_settings
 from .feature_cache import file_kinds
 from .features import read_audio

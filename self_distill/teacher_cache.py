@@ -12,12 +12,11 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np, torch
-from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from .batches import UtteranceDataset, collate, output_frames, paces
 from .checkpoint import LoadedModel, weights_hash
-from .config import atomic_write, locked
+from .files import atomic_write, locked
 from .model import ModelOutput
 from .objective import layers_and_width
 from .teacher import teacher_output

@@ -21,9 +21,10 @@ from tqdm.auto import tqdm
 from .averaging import averaged_model
 from .batches import UtteranceDataset, collate, epoch_batches, frame_batches, output_frames, too_short
 from .checkpoint import copy_checkpoint, load_checkpoint, remove_unfinished, save_checkpoint
-from .config import Config, build_config, config_dict, dotted, root_path, writing
+from .config import Config, build_config, config_dict, dotted
 from .corpora import load_corpus, training_data
 from .environment import autocast, environment, pick_device
+from .files import root_path, writing
 from .fine_tuning import start_from
 from .greedy import greedy_decode
 from .loss import hard_loss

@@ -7,8 +7,9 @@ __all__ = ['training_record', 'train']
 
 # %% ../nbs/18_training.ipynb #imports
 from .checkpoint import load_model
-from .config import Config, check_writable, locked
+from .config import Config
 from .environment import peak_memory, pick_device
+from .files import check_writable, locked
 from .model import count_parameters
 from .processes import rank, together, wait
 from .records import (Record, Teacher, changed, make_decode, new_record, read_record, record_path,

@@ -13,7 +13,8 @@ from fastcore.basics import patch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
-from .config import MonitoringConfig, atomic_write, root_path, writing
+from .config import MonitoringConfig
+from .files import atomic_write, root_path, writing
 
 # %% ../nbs/15_training_log.ipynb #training-log
 class TrainingLog:

@@ -21,11 +21,11 @@ from tqdm.auto import tqdm
 
 from .beam_search import FRAME_SECONDS, WORD_START, Word, decoder_labels
 from .checkpoint import LoadedModel
-from .config import root_path
 from .feature_cache import compute_features, file_kinds
 from .ensemble import open_model
 from .environment import pick_device
 from .evaluate import Beam
+from .files import root_path
 from .opened import Opened, log_probs_of, open_corpus, open_record
 from .features import Recording, add_deltas, log_mel, mfcc, normalize
 

@@ -4,9 +4,9 @@ import hashlib, itertools
 import numpy as np, pandas as pd
 from scipy.special import log_softmax
 
-from self_distill.config import atomic_write
 from self_distill.environment import Device, Git
 from self_distill.figure_arrays import figure_arrays
+from self_distill.files import atomic_write
 from self_distill.opened import LogProbs
 from self_distill.metrics import PARTS, count_errors, errors_of
 from self_distill.plan import load_plan
