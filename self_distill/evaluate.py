@@ -21,11 +21,11 @@ from .files import root_path
 from .greedy import greedy_texts
 from .language_model import language_model_for, ngram_order
 from .ledger import LEDGER, append_ledger
-from .metrics import bootstrap_interval, paired_bootstrap
 from .opened import LogProbs, Opened, check_unheard, compute_log_probs, open_for_evaluation
 from .records import (Decode, Record, RecordError, Search, add_decode, add_search, changed, decode_counts,
                                   find_decode, make_decode)
 from .search import BEAM_WIDTHS, LM_WEIGHTS, SETTINGS, WORD_BONUSES, at_edge, choose, search_beam_settings
+from .significance import bootstrap_interval, paired_bootstrap
 
 # %% ../nbs/23_evaluate.ipynb #greedy
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ from .files import atomic_write, root_path
 from .opened import compute_log_probs, data_settings
 from .feature_cache import file_kinds
 from .features import read_audio
-from .metrics import PARTS, bootstrap_interval, word_pairs
+from .metrics import PARTS, word_pairs
 from .records import Record, find_decode
+from .significance import bootstrap_interval
 
 # %% ../nbs/24a_report.ipynb #report-short-names
 def short_names(names: list) -> list:

@@ -1,4 +1,4 @@
-"What the lessons of 09_metrics and 24_compare cannot teach in seconds: oracles on random texts, and calibration."
+"What the lessons of 09_metrics, 09a_significance and 24_compare cannot teach in seconds: oracles on random texts, and calibration."
 from itertools import combinations
 
 import numpy as np
@@ -8,9 +8,10 @@ from hypothesis import given, settings, strategies as st
 
 from self_distill.compare import System, by_speaker, compare
 from self_distill.config import Config
-from self_distill.metrics import (_average, _difference, _noise, _p_value, _resample, _spread, bootstrap_interval, count_errors,
-                                  error_rate, errors_of, paired_bootstrap, run_noise)
+from self_distill.metrics import count_errors, error_rate, errors_of
 from self_distill.records import RecordError, Utterance, add_decode, make_decode, new_record
+from self_distill.significance import (_average, _difference, _noise, _p_value, _resample, _spread, bootstrap_interval,
+                                       paired_bootstrap, run_noise)
 
 TEXTS = st.lists(st.sampled_from(['a', 'b', 'ä', 'no', 'yes']), max_size=7).map(' '.join)
 
