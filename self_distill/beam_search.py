@@ -21,7 +21,8 @@ from pyctcdecode.decoder import BeamSearchDecoderCTC
 from pyctcdecode.language_model import LanguageModel
 
 from .environment import end_with_parent
-from .language_model import check_spelling, file_sha256, load_language_model, model_format, read_unigrams
+from .files import file_sha256
+from .ngrams import check_spelling, load_language_model, model_format, read_unigrams
 from .text import WORD_START, Tokenizer
 
 # %% ../nbs/20_beam_search.ipynb #labels

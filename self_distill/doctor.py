@@ -21,9 +21,9 @@ from .config import ModelConfig
 from .demo import Synthesizer
 from .environment import git_state, pick_device
 from .files import check_writable, root_path
-from .language_model import estimate_arpa, load_language_model
 from .loss import hard_loss
 from .model import build_model
+from .ngrams import estimate_arpa, load_language_model
 
 # %% ../nbs/28_doctor.ipynb #check
 CHECKS = [] # (subject, needed, function)

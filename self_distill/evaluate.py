@@ -19,8 +19,9 @@ from .beam_search import BeamDecoder
 from .ensemble import checkpoint_name
 from .files import root_path
 from .greedy import greedy_texts
-from .language_model import language_model_for, ngram_order
+from .language_model import language_model_for
 from .ledger import LEDGER, append_ledger
+from .ngrams import ngram_order
 from .opened import LogProbs, Opened, check_unheard, compute_log_probs, open_for_evaluation
 from .records import (Decode, Record, RecordError, Search, add_decode, add_search, changed, decode_counts,
                                   find_decode, make_decode)

@@ -22,8 +22,8 @@ from .checkpoint import load_checkpoint, weights_hash
 from .config import config_dict, config_hash, dotted
 from .corpora import user_folder
 from .ensemble import numbered_checkpoints
-from .environment import end_with_parent
 from .ensemble_table import evaluate_ensemble
+from .environment import end_with_parent
 from .evaluate import Greedy, evaluate, is_recorded
 from .figure_arrays import add_figure_arrays
 from .files import check_writable, root_path

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['find_root', 'root_path', 'WriteError', 'writing', 'check_writable', 'sync_folder', 'atomic_write', 'locked',
-           'refuse_special']
+           'refuse_special', 'opened', 'file_sha256']
 
 # %% ../nbs/00_files.ipynb #imports
-import os, tempfile
+import gzip, hashlib, os, tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -104,3 +104,15 @@ def refuse_special(path, wanted, error=ValueError):
     "Refuse what could be waited for or read without end"
     if os.path.exists(path) and not os.path.isfile(path):
         raise error(f'{path}: is a folder, a pipe or a device; give {wanted}')
+
+# %% ../nbs/00_files.ipynb #opened
+def opened(path, mode='rb', **text): # an open file
+    "A file to read, unpacked where it is gzipped; ValueError for a folder, a pipe or a device"
+    refuse_special(path, 'a file')
+    with open(path, 'rb') as file: packed = file.read(2) == b'\x1f\x8b'
+    return (gzip.open if packed else open)(path, mode, **text)
+
+# %% ../nbs/00_files.ipynb #file-sha256
+def file_sha256(path) -> str:
+    "The SHA-256 of a file, in hex"
+    with open(path, 'rb') as file: return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -18,11 +18,11 @@ from .checkpoint import load_model
 from .compare import compare, pooled_counts
 from .config import build_config
 from .corpora import Corpus, load_corpus
-from .files import atomic_write, root_path
-from .opened import compute_log_probs, data_settings
 from .feature_cache import file_kinds
 from .features import read_audio
+from .files import atomic_write, root_path
 from .metrics import PARTS, word_pairs
+from .opened import compute_log_probs, data_settings
 from .records import Record, find_decode
 from .significance import bootstrap_interval
 

@@ -21,13 +21,13 @@ from tqdm.auto import tqdm
 
 from .beam_search import FRAME_SECONDS, WORD_START, Word, decoder_labels
 from .checkpoint import LoadedModel
-from .feature_cache import compute_features, file_kinds
 from .ensemble import open_model
 from .environment import pick_device
 from .evaluate import Beam
+from .feature_cache import compute_features, file_kinds
+from .features import Recording, add_deltas, log_mel, mfcc, normalize
 from .files import root_path
 from .opened import Opened, log_probs_of, open_corpus, open_record
-from .features import Recording, add_deltas, log_mel, mfcc, normalize
 
 # %% ../nbs/23a_transcribe.ipynb #speech-spans
 def frame_samples(sample_rate: int # Hz

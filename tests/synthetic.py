@@ -7,8 +7,8 @@ from scipy.special import log_softmax
 from self_distill.environment import Device, Git
 from self_distill.figure_arrays import figure_arrays
 from self_distill.files import atomic_write
-from self_distill.opened import LogProbs
 from self_distill.metrics import PARTS, count_errors, errors_of
+from self_distill.opened import LogProbs
 from self_distill.plan import load_plan
 from self_distill.records import Record, Search, Teacher, make_array, make_decode, new_record, record_text, utterances_of
 from self_distill.schedule import temperature_at

@@ -16,8 +16,9 @@ from self_distill.corpora import COLUMNS, SPLITS, check_manifest, default_split,
 from self_distill.environment import pick_device
 from self_distill.features import read_mfc
 from self_distill.formats import read_table
-from self_distill.language_model import estimate_arpa, read_sentences
+from self_distill.language_model import read_sentences
 from self_distill.ledger import append_ledger
+from self_distill.ngrams import estimate_arpa
 from self_distill.records import add_decode, make_decode, read_record
 from self_distill.text import Tokenizer, normalize_text
 from self_distill.trainer import Trainer

@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 pytest.importorskip('kenlm')
 from self_distill.beam_search import BeamDecoder, build_engine, decoder_labels, example_log_probs, kept_frames, pick_engine
-from self_distill.language_model import estimate_arpa
+from self_distill.ngrams import estimate_arpa
 from self_distill.text import Tokenizer
 
 ENGINES = ['pyctcdecode', 'ctc-beam-decoder']

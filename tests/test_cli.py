@@ -8,9 +8,9 @@ from ruamel.yaml import YAML
 
 from self_distill.checkpoint import load_checkpoint, load_model
 from self_distill.cli import main, named_systems
-from self_distill.opened import log_probs_of
-from self_distill.language_model import estimate_arpa
 from self_distill.ledger import read_ledger
+from self_distill.ngrams import estimate_arpa
+from self_distill.opened import log_probs_of
 from self_distill.pseudo_labels import labels_path
 from self_distill.records import find_decode, read_record
 from self_distill.training import train

@@ -1,4 +1,4 @@
-"""What the page of 19_language_model cannot show: real text, any alphabet, properties over many texts, interrupted writing"""
+"""What the pages of 19_ngrams and 19a_language_model cannot show: real text, any alphabet, properties over many texts, interrupted writing"""
 import gzip, math, os, random, re
 from pathlib import Path
 
@@ -9,9 +9,10 @@ from hypothesis import given, settings, strategies as st
 kenlm = pytest.importorskip('kenlm')
 from self_distill.config import CheckpointConfig, Config
 from self_distill.corpora import Corpus
-from self_distill.language_model import (check_spelling, estimate_arpa, language_model_for, language_model_path, language_model_report,
-                                         load_language_model, ngram_order, out_of_vocabulary_rate, perplexity, read_sentences,
-                                         read_unigrams, sentence_overlap, training_sentences)
+from self_distill.language_model import (language_model_for, language_model_path, language_model_report, read_sentences,
+                                         sentence_overlap, training_sentences)
+from self_distill.ngrams import (check_spelling, estimate_arpa, load_language_model, ngram_order,
+                                 out_of_vocabulary_rate, perplexity, read_unigrams)
 from self_distill.text import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]

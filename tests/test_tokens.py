@@ -9,7 +9,7 @@ from self_distill.checkpoint import CheckpointError, load_checkpoint, load_model
 from self_distill.config import Config, TextConfig, config_dict, config_hash
 from self_distill.corpora import load_corpus
 from self_distill.evaluate import Beam, Greedy, evaluate
-from self_distill.language_model import estimate_arpa
+from self_distill.ngrams import estimate_arpa
 from self_distill.subwords import build_tokenizer, learn_pieces
 from self_distill.teacher import load_teacher
 from self_distill.text import Tokenizer, normalize_text

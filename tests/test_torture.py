@@ -14,10 +14,10 @@ from self_distill.config import Config, build_config, config_dict
 from self_distill.corpora import load_corpus
 from self_distill.demo import demo_corpus
 from self_distill.experiments import run_notebook
-from self_distill.file_facts import store
 from self_distill.figures import save_figure
-from self_distill.language_model import estimate_arpa
+from self_distill.file_facts import store
 from self_distill.ledger import append_ledger, read_ledger
+from self_distill.ngrams import estimate_arpa
 from self_distill.records import new_record, read_record, write_record
 from self_distill.trainer import Trainer, TrainingError
 from self_distill.training_log import TrainingLog

@@ -9,11 +9,13 @@ from self_distill.config import Config, ModelConfig, build_config, config_dict, 
 from self_distill.ensemble import load_ensemble, numbered_checkpoints, open_model
 from self_distill.ensemble_table import average_weights, evaluate_ensemble
 from self_distill.evaluate import Beam, Greedy, SearchedBeam, evaluate, search, search_table
-from self_distill.opened import open_corpus, open_record
-from self_distill.language_model import estimate_arpa, file_sha256, language_model_for, ngram_order
+from self_distill.files import file_sha256
+from self_distill.language_model import language_model_for
 from self_distill.ledger import read_ledger
 from self_distill.loss import hard_loss
 from self_distill.model import BiLSTMCTC, SelfAttention, build_model, count_parameters, frame_mask
+from self_distill.ngrams import estimate_arpa, ngram_order
+from self_distill.opened import open_corpus, open_record
 from self_distill.records import RecordError, find_decode, read_record, record_path
 from self_distill.training import train
 
