@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np, torch
 from tqdm.auto import tqdm
 
-from .beam_search import FRAME_SECONDS, WORD_START, Word, decoder_labels
+from .beam_search import FRAME_SECONDS, Word
 from .checkpoint import LoadedModel
 from .ensemble import open_model
 from .environment import pick_device
@@ -28,6 +28,8 @@ from .feature_cache import compute_features, file_kinds
 from .features import Recording, add_deltas, log_mel, mfcc, normalize
 from .files import root_path
 from .opened import Opened, log_probs_of, open_corpus, open_record
+from .prefix_search import decoder_labels
+from .text import WORD_START
 
 # %% ../nbs/23a_transcribe.ipynb #speech-spans
 def frame_samples(sample_rate: int # Hz

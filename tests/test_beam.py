@@ -1,4 +1,4 @@
-"""What the page of 20_beam_search cannot show: properties over many inputs, both engines, processes that live, die and are cleaned up"""
+"""What the pages of 20_prefix_search and 20a_beam_search cannot show: properties over many inputs, both engines, processes that live, die and are cleaned up"""
 import importlib.util, itertools, math, os, signal, sys
 from collections import defaultdict
 
@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 pytest.importorskip('kenlm')
-from self_distill.beam_search import BeamDecoder, build_engine, decoder_labels, example_log_probs, kept_frames, pick_engine
+from self_distill.beam_search import BeamDecoder
 from self_distill.ngrams import estimate_arpa
+from self_distill.prefix_search import build_engine, decoder_labels, example_log_probs, kept_frames, pick_engine
 from self_distill.text import Tokenizer
 
 ENGINES = ['pyctcdecode', 'ctc-beam-decoder']

@@ -4,12 +4,13 @@ import os, random, re, sys
 import numpy as np, pytest
 from self_distill.pictures import picture_config, write_pictures
 
-from self_distill.beam_search import BeamDecoder, example_log_probs
+from self_distill.beam_search import BeamDecoder
 from self_distill.checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint
 from self_distill.config import Config, TextConfig, config_dict, config_hash
 from self_distill.corpora import load_corpus
 from self_distill.evaluate import Beam, Greedy, evaluate
 from self_distill.ngrams import estimate_arpa
+from self_distill.prefix_search import example_log_probs
 from self_distill.subwords import build_tokenizer, learn_pieces
 from self_distill.teacher import load_teacher
 from self_distill.text import Tokenizer, normalize_text
