@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from .config import Config, build_config, config_dict
+from .config import Config, build_config
 from .files import atomic_write, refuse_special, root_path, sync_folder, writing
 from .own_model import model_from
 from .text import Tokenizer

@@ -8,7 +8,7 @@ __all__ = ['LINE', 'OKABE_ITO', 'COLORS', 'CYCLE', 'STYLE', 'PLAN', 'IN_LATEX', 
            'markdown_table', 'artifact_notebooks', 'draw', 'page_text', 'write_page', 'make_figures']
 
 # %% ../nbs/27_figures.ipynb #imports
-import hashlib, json, os, re, time
+import hashlib, json, re, time
 from contextlib import contextmanager
 from pathlib import Path
 

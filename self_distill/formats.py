@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from sys import intern
 
-import numpy as np, pandas as pd, soundfile
+import pandas as pd, soundfile
 
 from .config import DataConfig, FeatureConfig
 from .corpora import COLUMNS, OTHER_NAMES, SPLITS, data_path, first_few, read_lines, user_folder

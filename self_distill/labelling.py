@@ -11,7 +11,7 @@ from contextlib import suppress
 from .checkpoint import CheckpointError
 from .evaluate import SearchedBeam, settings_text
 from .opened import compute_log_probs, open_for_evaluation
-from .pseudo_labels import labels_path, read_labels, write_labels
+from .pseudo_labels import read_labels, write_labels
 
 # %% ../nbs/23e_labelling.ipynb #pseudo-label
 def pseudo_label(checkpoint: str,          # the teacher's file

@@ -10,7 +10,6 @@ __all__ = ['SET_BY_PLAN', 'PlanError', 'Part', 'BeamSearch', 'Shared', 'Row', 'G
 import difflib, json
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Optional
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator

@@ -20,8 +20,9 @@ from .config import Config
 from .corpora import CORPORA, SPLITS, Corpus, complete, find_corpus, load_corpus, shared_recordings
 from .feature_cache import audio_header, read_array
 from .files import atomic_write, root_path
+from .learner import loader
 from .model import count_parameters
-from .trainer import Trainer, loader
+from .trainer import Trainer
 
 # %% ../nbs/18a_prepare.ipynb #prepare-drop-rows
 def _first_of_each(table): return table[~table.id.duplicated()]

@@ -2,7 +2,7 @@
 import gzip, json, shutil, subprocess, sys
 from pathlib import Path
 
-import numpy as np, pandas as pd, pytest, soundfile
+import numpy as np, pytest, soundfile
 from conftest import environment
 
 from self_distill import experiments, mboshi

@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, psutil, pytest, torch
 from conftest import ROOT, environment
 
-from self_distill import evaluate, trainer, training
+from self_distill import evaluate, learner, training
 from self_distill.checkpoint import load_checkpoint, save_checkpoint
 from self_distill.config import Config, build_config, config_dict
 from self_distill.corpora import load_corpus
@@ -16,10 +16,11 @@ from self_distill.demo import demo_corpus
 from self_distill.experiments import run_notebook
 from self_distill.figures import save_figure
 from self_distill.file_facts import store
+from self_distill.learner import TrainingError
 from self_distill.ledger import append_ledger, read_ledger
 from self_distill.ngrams import estimate_arpa
 from self_distill.records import new_record, read_record, write_record
-from self_distill.trainer import Trainer, TrainingError
+from self_distill.trainer import Trainer
 from self_distill.training_log import TrainingLog
 
 EPOCHS, UPDATES = 6, 3  # of the student; updates an epoch
@@ -62,7 +63,7 @@ def fill(folder):
         except OSError: pass
 
 MOMENTS = dict(
-    step=lambda n: patched(trainer.Objective, 'forward', n, die),
+    step=lambda n: patched(learner.Objective, 'forward', n, die),
     after_the_update=lambda n: patched(Trainer, '_log_update', n, die),
     validation=lambda n: patched(Trainer, 'recognize', n, die),
     half_a_checkpoint=lambda n: patched(torch, 'save', n, half_written),

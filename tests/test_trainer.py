@@ -7,13 +7,14 @@ from conftest import ROOT, environment
 from self_distill.pictures import picture_config, write_pictures
 from test_torture import TRAINING, settings
 
-from self_distill import ensemble, opened, trainer
+from self_distill import ensemble, learner, opened, trainer
 from self_distill.batches import UtteranceDataset, epoch_batches, frame_batches
 from self_distill.checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint
 from self_distill.ensemble_table import evaluate_ensemble
 from self_distill.evaluate import Beam, Greedy, evaluate
+from self_distill.learner import TrainingError, loader
 from self_distill.records import RecordError, read_record
-from self_distill.trainer import Trainer, TrainingError
+from self_distill.trainer import Trainer
 from self_distill.training import train, training_record
 
 BEST = 'models/short/checkpoint_best.pt'
@@ -80,7 +81,7 @@ def test_a_poisoned_utterance_is_skipped_counted_and_named(make, shared_cache, r
 
 def test_gradients_that_are_not_finite_change_nothing(shared_cache):
     run = Trainer(short(shared_cache))
-    batch = next(iter(trainer.loader(run.train_set, [[0, 1, 2]])))
+    batch = next(iter(loader(run.train_set, [[0, 1, 2]])))
     run.train_step([batch], 4.)
     before = [v.clone() for v in (*run.model.state_dict().values(), *run.average.state_dict().values(), *(s for p in run.optimizer.state.values() for s in p.values()))]
     next(run.model.parameters()).register_hook(lambda g: g*math.inf)
@@ -109,7 +110,7 @@ def test_utterances_too_short_for_their_labels_are_listed_and_left_out(shared_ca
             return corpus
         return loaded
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, 'load_corpus', with_long_text(trainer.load_corpus))
+        patch.setattr(learner, 'load_corpus', with_long_text(learner.load_corpus))
         record = train(short(shared_cache))
     said = (root/'logs/training.log').read_text()
     assert 'Excluded: 1 utterances (train-0005: ' in said and '(35 train, 6 dev utterances)' in said

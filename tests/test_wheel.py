@@ -1,5 +1,5 @@
 "The wheel by itself: it holds the package, and transcribes and exports in a folder that is no repository."
-import json, os, subprocess, sys, zipfile
+import json, subprocess, sys, zipfile
 
 import numpy as np, pytest, soundfile, torch
 from conftest import environment
