@@ -14,8 +14,9 @@ import numpy as np, pandas as pd
 from filelock import FileLock
 
 from .config import DataConfig, FeatureConfig
-from .corpora import COLUMNS, data_path, first_few, read_lines
+from .corpora import data_path, read_lines
 from .files import check_writable, root_path
+from .manifest import COLUMNS, first_few
 
 # %% ../nbs/04a_an4.ipynb #read-transcription
 LAYOUT = 'data.path must be the folder that holds etc/, and feat/ or wav/'

@@ -17,8 +17,9 @@ from sys import intern
 import pandas as pd, soundfile
 
 from .config import DataConfig, FeatureConfig
-from .corpora import COLUMNS, OTHER_NAMES, SPLITS, data_path, first_few, read_lines, user_folder
+from .corpora import data_path, read_lines, user_folder
 from .files import atomic_write, refuse_special, root_path
+from .manifest import COLUMNS, OTHER_NAMES, SPLITS, first_few
 
 # %% ../nbs/04c_formats.ipynb #names
 KNOWN = [*COLUMNS, 'start'] # seconds in a longer recording

@@ -17,10 +17,11 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd
 
 from .batches import too_short
 from .config import Config
-from .corpora import CORPORA, SPLITS, Corpus, complete, find_corpus, load_corpus, shared_recordings
+from .corpora import CORPORA, Corpus, find_corpus, load_corpus, shared_recordings
 from .feature_cache import audio_header, read_array
 from .files import atomic_write, root_path
 from .learner import loader
+from .manifest import SPLITS, complete
 from .model import count_parameters
 from .trainer import Trainer
 

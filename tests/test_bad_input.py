@@ -12,12 +12,13 @@ from self_distill.an4 import download, unpack
 from self_distill.batches import Utterance, UtteranceDataset, collate, epoch_batches, frame_batches, output_frames, too_short
 from self_distill.checkpoint import load_model
 from self_distill.config import ConfigError, DataConfig, FeatureConfig, TextConfig, build_config, config_dict
-from self_distill.corpora import COLUMNS, SPLITS, check_manifest, default_split, load_corpus
+from self_distill.corpora import load_corpus
 from self_distill.environment import pick_device
 from self_distill.features import read_mfc
 from self_distill.formats import read_table
 from self_distill.language_model import read_sentences
 from self_distill.ledger import append_ledger
+from self_distill.manifest import COLUMNS, SPLITS, check_manifest, default_split
 from self_distill.ngrams import estimate_arpa
 from self_distill.records import add_decode, make_decode, read_record
 from self_distill.text import Tokenizer, normalize_text

@@ -9,11 +9,12 @@ from torch.utils.data import DataLoader
 from self_distill import feature_cache, file_facts
 from self_distill.batches import UtteranceDataset, collate, epoch_batches, frames_needed, output_frames, too_short
 from self_distill.config import AugmentConfig, DataConfig, FeatureConfig, TextConfig
-from self_distill.corpora import SPLITS, check_manifest, default_split, fingerprint, load_corpus, shared_recordings
+from self_distill.corpora import fingerprint, load_corpus, shared_recordings
 from self_distill.demo import demo_corpus
 from self_distill.feature_cache import compute_features
 from self_distill.features import read_audio
 from self_distill.file_facts import content_hash
+from self_distill.manifest import SPLITS, check_manifest, default_split
 from self_distill.text import Tokenizer, normalize_text
 
 DATA = Path(__file__).resolve().parents[2]/'shared/data'

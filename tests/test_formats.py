@@ -7,9 +7,10 @@ from conftest import environment
 
 from self_distill import experiments, mboshi
 from self_distill.config import DataConfig, FeatureConfig, TextConfig, build_config
-from self_distill.corpora import SPLITS, load_corpus
+from self_distill.corpora import load_corpus
 from self_distill.evaluate import evaluate
 from self_distill.formats import recognize
+from self_distill.manifest import SPLITS
 from self_distill.records import read_record
 from self_distill.training import train
 

@@ -244,7 +244,7 @@ def test_another_demo_corpus_is_not_the_runs_own_test_set(copy, root):
     assert read_record(f'results/{record.run}.json').kind == 'decoding'
 
 def test_other_utterances_are_not_the_runs_own_test_set(copy, root, monkeypatch):
-    load, before = opened.load_corpus, (root/'results/short.json').read_bytes()
+    load = opened.load_corpus
     def changed(change): monkeypatch.setattr(opened, 'load_corpus', lambda *a: (c := load(*a)) and replace(c, manifest=change(c.manifest)))
     for change, what in ((lambda m: m[m.id != 'dev-0001'], r'6 dev utterances, which are not the 5 that demo has now: 1 are gone \(dev-0001\)'),
                          (lambda m: m.assign(id=m.id.str.replace('dev-0001', 'dev-01')), r'1 are gone \(dev-0001\); 1 are new \(dev-01\)'),
