@@ -16,7 +16,7 @@ from self_distill.corpora import load_corpus
 from self_distill.environment import pick_device
 from self_distill.features import read_mfc
 from self_distill.formats import read_table
-from self_distill.language_model import read_sentences
+from self_distill.language_model import read_sentences, training_sentences
 from self_distill.ledger import append_ledger
 from self_distill.manifest import COLUMNS, SPLITS, check_manifest, default_split
 from self_distill.ngrams import estimate_arpa
@@ -55,7 +55,7 @@ def one_speaker_less(files):
 def extra_digits(folder):
     table = 'path,text,split\na.flac,один,train\nb.flac,один,dev\nc.flac,один,test\n'
     corpus = P.corpus(folder, table, text=TextConfig(alphabet='train'))
-    return P.training_sentences(corpus, P.Config(), [written(folder/'more.txt', 'нажмите 1')])
+    return training_sentences(corpus, P.Config(), [written(folder/'more.txt', 'нажмите 1')])
 
 def archive_numbers(): file = io.BytesIO(); np.savez(file, x=np.zeros((5, 20))); return file.getvalue()
 
