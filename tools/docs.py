@@ -38,7 +38,7 @@ def readable(notebook):
         if 'echo:' in directives: cell.metadata.tags = ['remove-input']
         if directives: cell.source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M)
         if cell.cell_type == 'markdown':  # Jupyter keeps a heading's capitals in the link to it
-            cell.source = re.sub(r'\]\((#[^)]*)\)', lambda m: f']({m[1].lower()})', cell.source)
+            cell.source = re.sub(r'\]\((\w*(?:\.ipynb)?#[^)]*)\)', lambda m: f']({m[1].lower()})', cell.source)
         cells.append(cell)
     notebook.cells = cells
     return notebook
@@ -64,7 +64,7 @@ def gather(source):
         nbformat.write(readable(nbformat.read(path, as_version=4)), source/'nbs'/path.name)
     pages = {'Guides': [f'docs/{name}' for name in GUIDES]}
     pages |= {title: [f'nbs/{path.stem}' for path in paths] for title, paths in chapters.items()}
-    pages['Results'] += [f'The page of {name} <thesis_figures/{name.replace(" ", "_")}>' for name in ('results', 'methods', 'few transcripts')]
+    pages['Results'] += [f'The page of {name} <thesis_figures/{name.replace(" ", "_")}>' for name in ('results', 'methods', 'few transcripts', 'speed')]
     pages['Results'].append('CHANGELOG')
     trees = [contents(caption, names) for caption, names in pages.items()]
     readme = pages_only((ROOT/'README.md').read_text(encoding='utf-8'))
