@@ -62,8 +62,9 @@ def check_writable(folder: Path # made where it is not there
         with tempfile.TemporaryFile(dir=folder) as file: file.write(b'x')
 
 # %% ../nbs/00_files.ipynb #sync-folder
-def sync_folder(folder):
-    "Force a rename to the disk, where the system can"
+def sync_folder(folder # in which a file was renamed
+               ):
+    "Force the rename to the disk, where the system can"
     if os.name == 'nt': return
     handle = os.open(folder, os.O_RDONLY)
     try: os.fsync(handle)
@@ -106,13 +107,17 @@ def refuse_special(path, wanted, error=ValueError):
         raise error(f'{path}: is a folder, a pipe or a device; give {wanted}')
 
 # %% ../nbs/00_files.ipynb #opened
-def opened(path, mode='rb', **text): # an open file
+def opened(path,      # a file, gzipped or not
+           mode='rb', # or 'rt'
+           **text     # of `open`, such as encoding
+          ): # an open file
     "A file to read, unpacked where it is gzipped; ValueError for a folder, a pipe or a device"
     refuse_special(path, 'a file')
     with open(path, 'rb') as file: packed = file.read(2) == b'\x1f\x8b'
     return (gzip.open if packed else open)(path, mode, **text)
 
 # %% ../nbs/00_files.ipynb #file-sha256
-def file_sha256(path) -> str:
-    "The SHA-256 of a file, in hex"
+def file_sha256(path # a file
+               ) -> str: # 64 hexadecimal digits
+    "The SHA-256 of a file's bytes"
     with open(path, 'rb') as file: return hashlib.file_digest(file, 'sha256').hexdigest()
