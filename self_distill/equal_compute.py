@@ -57,11 +57,11 @@ COLUMNS = dict(best=('best WER (%)', 2), last=('last five epochs (%)', 2), beam=
 def compute_table(lines: pd.DataFrame,   # of `read_rows`
                   unit: float = None     # compute that counts as 1; None: the first row's
                  ) -> str: # Markdown
-    "Rows with their compute and the means over their runs; without the beam where a row lacks it"
+    "Rows with their compute and the means over their runs; without a column that no row has"
     shown = {'': lines.title, 'compute': (lines.compute / (unit or lines.compute.iloc[0])).map('{:.1f}'.format)}
     for name, (title, digits) in COLUMNS.items():
         means = [np.mean(values) for values in lines[name]]
-        if name == 'beam' and np.isnan(means).any(): continue
+        if np.isnan(means).all(): continue
         shown[title] = [f'{mean:.{digits}f}'.replace('nan', '–') for mean in means]
     return markdown_table(pd.DataFrame(shown))
 

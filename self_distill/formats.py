@@ -8,18 +8,19 @@ __all__ = ['KNOWN', 'ALIASES', 'NEEDED', 'NAMES', 'TABLES', 'FORMATS', 'MANIFEST
            'manifest']
 
 # %% ../nbs/04c_formats.ipynb #imports
-import csv, difflib, gzip, hashlib, json, os, re
+import csv, difflib, hashlib, json, os, re
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from sys import intern
 
-import pandas as pd, soundfile
+import numpy as np, pandas as pd, soundfile
 
 from .config import DataConfig, FeatureConfig
 from .corpora import data_path, read_lines, user_folder
-from .files import atomic_write, refuse_special, root_path
-from .manifest import COLUMNS, OTHER_NAMES, SPLITS, first_few
+from .file_facts import file_stamp, stamp_key
+from .files import atomic_write, opened, refuse_special, root_path
+from .manifest import COLUMNS, OTHER_NAMES, SPLITS, path_ids, first_few
 
 # %% ../nbs/04c_formats.ipynb #names
 KNOWN = [*COLUMNS, 'start'] # seconds in a longer recording
@@ -44,7 +45,6 @@ def _opened(path):
     "A text file, compressed by gzip or not"
     refuse_special(path, 'a CSV file')
     try:
-        opened = gzip.open if path.suffix == '.gz' else open
         with opened(path, 'rt', encoding='utf-8-sig', newline='') as file: yield file
     except (UnicodeDecodeError, EOFError, OSError, csv.Error) as e:
         raise ValueError(f'{path}: not readable as a CSV table in UTF-8 ({e})') from None
@@ -87,7 +87,8 @@ def _supervisions(cut, where):
     "The utterances of a Lhotse cut, as rows of a table"
     recording, start = cut.get('recording') or {}, cut.get('start', 0)
     [source, *more] = recording.get('sources') or [{}]
-    if more or source.get('type') != 'file' or recording.get('transforms') or cut.get('channel', 0) != 0:
+    if more or source.get('type') != 'file' or recording.get('transforms') or cut.get('channel', 0) != 0 \
+            or source.get('channels', [0]) != [0]:
         raise ValueError(f'{where}: cut {cut.get("id")!r} is not a part of one file with one channel; '
                          'write it as audio with cuts.save_audios(...) and read the new cut set')
     return [dict(id=s['id'], path=source['source'], text=s.get('text') or '', speaker=s.get('speaker') or '',
@@ -129,9 +130,15 @@ NAMES = {s: s for s in SPLITS} | OTHER_NAMES
 def by_split(paths) -> list: # of (split, path), those without a split left out
     "Files or folders with the split that their names speak of; the last word counts: test_dev93 is dev"
     words = {p: [w for w in re.findall('[a-z]+', p.name.partition('.')[0].lower())] for p in sorted(paths)}
-    exact = [(NAMES[w[0]], p) for p, w in words.items()
-             if len(w) == 1 and w[0] in NAMES and p.name.lower().startswith(w[0])]
-    return exact or [(NAMES[found[-1]], p) for p, w in words.items() if (found := [x for x in w if x in NAMES])]
+    found = [(NAMES[named[-1]], len(w) == 1 and p.name.lower().startswith(w[0]), p)
+             for p, w in words.items() if (named := [x for x in w if x in NAMES])]
+    exact = {split for split, is_exact, _ in found if is_exact}
+    return [(split, p) for split, is_exact, p in found if is_exact or split not in exact]
+
+def _parts(folder, paths):
+    "`by_split` of the parts of a corpus"
+    if parts := by_split(paths): return parts
+    raise ValueError(f'{folder}: no name in it speaks of a split; name its parts {", ".join(SPLITS)}')
 
 # %% ../nbs/04c_formats.ipynb #split-of
 def _split_of(table, path):
@@ -217,7 +224,7 @@ def _kaldi(folder):
 def kaldi(folder: Path, cache=None) -> pd.DataFrame:
     "Kaldi's data folder, or one with such folders named after splits"
     if (folder/'wav.scp').is_file(): return _split_of(_kaldi(folder), folder)
-    parts = by_split(p.parent for p in folder.glob('*/wav.scp'))
+    parts = _parts(folder, (p.parent for p in folder.glob('*/wav.scp')))
     return pd.concat([_kaldi(p).assign(split=s) for s, p in parts], ignore_index=True)
 
 # %% ../nbs/04c_formats.ipynb #librispeech
@@ -254,7 +261,8 @@ def _arrow(folder, cache):
 
 def huggingface(folder: Path, cache) -> pd.DataFrame:
     "A data set or a dictionary of them as `save_to_disk` writes it, with the columns audio and text (or sentence)"
-    parts = [(None, folder)] if (folder/'state.json').is_file() else by_split(p.parent for p in folder.glob('*/state.json'))
+    parts = [(None, folder)] if (folder/'state.json').is_file() else \
+        _parts(folder, (p.parent for p in folder.glob('*/state.json')))
     tables = [pd.DataFrame(_arrow(p, cache)).assign(**dict(split=s) if s else {}) for s, p in parts]
     return _renamed(pd.concat(tables, ignore_index=True).rename(columns=dict(speaker_id='speaker')).drop(columns='audio'))
 
@@ -263,7 +271,7 @@ def glosses(folder: Path, cache=None) -> pd.DataFrame:
     "Tables of glosses in PHOENIX-2014's form, and a .npy for each utterance"
     files, parts = {}, []
     for p in folder.rglob('*.npy'): files.setdefault(p.stem, []).append(str(p))
-    for split, path in by_split(folder.rglob('*.corpus.csv')):
+    for split, path in _parts(folder, folder.rglob('*.corpus.csv')):
         [header, *rows] = [row for _, row in _csv_rows(path)]
         table = pd.DataFrame(rows, columns=header)
         table = table.rename(columns=dict(name='id', annotation='text', orth='text', signer='speaker'))
@@ -277,13 +285,17 @@ def glosses(folder: Path, cache=None) -> pd.DataFrame:
 
 # %% ../nbs/04c_formats.ipynb #overlap
 def _refuse_overlap(table, source):
-    "Refuse parts of a recording that overlap between splits"
-    for path, parts in table.sort_values('start').groupby('path'):
-        end = parts.start + parts.duration
-        shared = (parts.start < end.shift() - 0.01) & (parts.split != parts.split.shift())
-        if shared.any():
-            raise ValueError(f'{source}: {path}: what is heard in utterance {parts.id[shared].iloc[0]!r} is in another '
-                             'split, too; keep each part in one')
+    "Refuse parts of a recording that overlap between splits; a row without `start` is all of it"
+    table = table[table.groupby('path').split.transform('nunique') > 1]
+    end = (table.start + table.duration).fillna(np.inf)
+    for path, parts in table.assign(start=table.start.fillna(0), end=end).sort_values('start').groupby('path'):
+        for split in parts.split.unique():
+            mine = parts.split == split
+            heard = parts.end.mask(mine).cummax().ffill() # until when other splits have heard it
+            shared = mine & (parts.start < heard - 0.01)
+            if shared.any():
+                raise ValueError(f'{source}: {path}: what is heard in utterance {parts.id[shared].iloc[0]!r} is in '
+                                 'another split, too; keep each part in one')
 
 # %% ../nbs/04c_formats.ipynb #cut-out
 def _cut_out(path, start, seconds, cache):
@@ -294,9 +306,7 @@ def _cut_out(path, start, seconds, cache):
         if not 0 <= first < first + frames <= whole.frames + 0.02*rate:
             raise ValueError(f'{path}: lasts {whole.frames/rate:.2f} s, and '
                              f'{start:.2f} to {start + seconds:.2f} s are asked for')
-        status = os.stat(path)
-        key = json.dumps([os.path.abspath(path), status.st_size, status.st_mtime_ns, first, frames])
-        file = cache/f'{hashlib.sha256(key.encode()).hexdigest()[:32]}.wav'
+        file = cache/f'{stamp_key(*file_stamp(path), first, frames)}.wav'
         if file.exists(): return str(file)
         whole.seek(first)
         samples = whole.read(frames)
@@ -315,7 +325,10 @@ def cut_segments(table: pd.DataFrame, # with `start` where an utterance is a par
     is_part = table.start.notna()
     if 'duration' not in table or table.duration[is_part].isna().any():
         raise ValueError(f'{source}: a start needs a duration, both in seconds')
-    if 'split' in table: _refuse_overlap(table[is_part], source)
+    if 'id' not in table: # before the paths become those of the cache
+        ids = zip(path_ids(table.path), table.start, is_part)
+        table['id'] = [f'{i}-{start}' if part else i for i, start, part in ids]
+    if 'split' in table: _refuse_overlap(table, source)
     rows = zip(is_part, table.path, table.start, table.duration)
     try: path = [_cut_out(*row, cache) if part else row[0] for part, *row in rows]
     except (soundfile.SoundFileError, OSError, ValueError) as e: raise ValueError(f'{source}: {e}') from None
