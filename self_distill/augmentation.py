@@ -114,6 +114,6 @@ def warp_voice(x,                  # (T, F) log-mel energies, or cepstra and the
                cepstra=False,      # whether F counts cepstra
                sample_rate=16000   # Hz
               ) -> torch.Tensor:   # (T, F)
-    "`x` as a speaker with a vocal tract 1/α times as long would have said it"
+    "`x` as a speaker with a vocal tract α times as long would have said it"
     if cepstra: return in_spectrum(x, warp_matrix(factor, sample_rate=sample_rate))
     return x @ warp_matrix(factor, x.shape[1], sample_rate).T

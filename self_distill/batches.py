@@ -132,6 +132,8 @@ def _frames(self: UtteranceDataset, rows, needed):
 @patch
 def _choose(self: UtteranceDataset, rows, split, tokenizer):
     "Keep the rows that can be used; list the others"
+    if not len(rows): raise ValueError(f'{self.corpus.name}: split {split!r} holds no utterance; give it some in the '
+                                       "column split, or by the name of a file")
     self.unwritable = set() # ids: scored, and without a CTC loss
     def encoded(row):
         labels = _encode(tokenizer, row, split)
@@ -175,7 +177,7 @@ def _stretch(x, labels, pace):
 def _voice(self: UtteranceDataset, row, generator):
     "The utterance as recorded, or as another vocal tract would have said it; not normalised"
     x, warp = self.corpus.read(row), self.augment.warp
-    if not warp: return x
+    if not warp or self.features.kind == 'precomputed': return x
     factor = 1 + warp*(2*torch.rand((), generator=generator).item() - 1)
     return warp_voice(x, factor, self.features.kind == 'mfcc', self.features.sample_rate)
 

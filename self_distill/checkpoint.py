@@ -184,5 +184,5 @@ def load_model(path,        # checkpoint file; a relative path starts at the roo
     payload = load_checkpoint(path, device)
     try: return _assembled(payload, root_path(path), device)
     except (ValueError, TypeError, RuntimeError, LookupError, AttributeError) as e:
-        raise CheckpointError(f'{path}: its parts do not fit together ({str(e).splitlines()[0]}); '
+        raise CheckpointError(f'{path}: its parts do not fit together ({" ".join(str(e).split())[:200]}); '
                               'take another checkpoint, or train again') from e

@@ -213,6 +213,8 @@ def transcribe(files: Files, checkpoint: Checkpoints, format: Format = 'text', f
         raise ValueError(f'{len(found)} recordings: name a --folder for their subtitles')
     if folder and len(set(found.values())) < len(found):
         raise ValueError('two recordings would be written to one file: transcribe them in two calls')
+    if format == 'ctm' and not folder and len({name.name for name in found.values()}) < len(found):
+        raise ValueError('two recordings have one name, and CTM holds no more of them: name a --folder, or transcribe them in two calls')
     search = Beam(lm_weight, word_bonus, beam_width, language_model=language_model and str(from_here(language_model)),
                   engine=engine, workers=workers)
     transcripts = transcribe_files(found, loaded, search if beam or language_model else None, pause)
@@ -244,9 +246,10 @@ def named_systems(names: list, # 'run', 'run@checkpoint', or a record's file
             for checkpoint, records in groups.items() for s in systems_of(records)]
 
 # %% ../nbs/29_cli.ipynb #all-systems
-def _like(system): # what systems must share to be compared: corpus, protocol, precision, folds and number of runs
+def _like(system, split): # what systems must share to be compared: corpus, protocol, precision, utterances, folds, number of runs
+    from self_distill.compare import data_of
     r = system.records[0]
-    return r.corpus, r.protocol, r.config['training']['precision'], tuple(sorted(r.fold or 0 for r in system.records))
+    return r.corpus, r.protocol, r.config['training']['precision'], tuple(sorted((r.fold or 0, data_of(r, split)) for r in system.records))
 
 def all_systems(split: str) -> list: # of lists of `System` that can be compared
     "Everything under results/ whose best checkpoint has read a split"
@@ -255,7 +258,7 @@ def all_systems(split: str) -> list: # of lists of `System` that can be compared
     def read(r): return any((d.split, d.checkpoint) == (split, 'best') for d in r.decodes)
     groups = {}
     for s in systems_of(sorted(records_in(where=read), key=lambda r: (r.teacher is not None, r.run))):
-        groups.setdefault(_like(s), []).append(s)
+        groups.setdefault(_like(s, split), []).append(s)
     if not groups: raise ValueError(f'results/: no run has read {split} yet; evaluate some first '
                                     f'(self-distill evaluate --checkpoint … --split {split})')
     return list(groups.values())
@@ -263,8 +266,13 @@ def all_systems(split: str) -> list: # of lists of `System` that can be compared
 # %% ../nbs/29_cli.ipynb #compare
 def _comparison(groups, split, baseline=None, decoder=None):
     from self_distill.compare import compare, comparison_text
-    found = (compare(systems, split, baseline, decoder and tuple(decoder)) for systems in groups)
-    typer.echo('\n\n\n'.join(map(comparison_text, found)))
+    from self_distill.records import RecordError
+    def text(systems):
+        try: return comparison_text(compare(systems, split, baseline, decoder and tuple(decoder)))
+        except RecordError as e:
+            if len(groups) == 1: raise
+            return f'{", ".join(s.name for s in systems)}: {e}'
+    typer.echo('\n\n\n'.join(map(text, groups)))
 
 @app.command()
 def compare(runs: _words('run, run@checkpoint or record; none: all there are') = None,

@@ -8,7 +8,7 @@ __all__ = ['SECTION', 'Positive', 'NonNegative', 'Fraction', 'Share', 'Count', '
            'LossWeights', 'ConsistencyConfig', 'DeepToShallowConfig', 'TemperatureConfig', 'CTCLossConfig',
            'OptimizerConfig', 'TrainingConfig', 'MemoryConfig', 'CheckpointConfig', 'Milestone', 'MonitoringConfig',
            'Config', 'valid_keys', 'nearest_key', 'dotted', 'ConfigError', 'build_config', 'read_config_file',
-           'apply_override', 'config_file', 'load_config', 'config_dict', 'config_hash']
+           'apply_override', 'config_file', 'load_config', 'config_dict', 'portable', 'config_hash']
 
 # %% ../nbs/00a_config.ipynb #imports
 import difflib, hashlib, json
@@ -445,11 +445,20 @@ def config_dict(config: Config) -> dict:
         if new[key or section] == old[key or section]: del new[key or section]
     return values
 
+# %% ../nbs/00a_config.ipynb #portable
+def portable(values # a config as nested dictionaries, or one value of it
+            ):
+    "The same, absolute paths made relative to the repository, or cut to their last part outside it"
+    if isinstance(values, dict): return {k: v if k == 'alphabet' else portable(v) for k, v in values.items()}
+    if not isinstance(values, str) or not Path(values).is_absolute(): return values
+    path = Path(values)
+    return path.relative_to(find_root()).as_posix() if path.is_relative_to(find_root()) else path.name
+
 # %% ../nbs/00a_config.ipynb #config-hash
 def config_hash(config # a `Config` or its dictionary
                ) -> str: # 12 hexadecimal digits
     "A short hash of all settings that can change a result"
-    values = config if isinstance(config, dict) else config_dict(config)
+    values = portable(config if isinstance(config, dict) else config_dict(config))
     values = {k: v for k, v in values.items() if k not in ('run', 'device', 'threads', 'checkpoints', 'monitoring')}
     values['data'] = {k: v for k, v in values['data'].items() if k not in ('path', 'cache', 'keep_features')}
     teacher, training = dict(values['teacher']), dict(values['training'])

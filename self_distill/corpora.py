@@ -171,29 +171,30 @@ def _stamped(manifest, cache, keep):
     return manifest.assign(key=[key for key, _ in stamps], size=[size for _, size in stamps])
 
 # %% ../nbs/04_corpora.ipynb #facts
-FACTS = ['frames', 'width', 'seconds', 'rate'] # NaN where they are not known
+FACTS = ['frames', 'width', 'seconds', 'rate'] # NaN where they are not known; seconds by the file, duration by the manifest
 
 def _facts_folder(cache): return cache.folder.with_name('facts')
 
-def _with_facts(manifest, opened, find, file, data, keep, what='headers'):
+def _with_facts(manifest, positions, find, file, data, keep, what='headers'):
     "`FACTS` of the rows at some positions, by `find(path)` where they are not kept, without rows of unusable files"
-    keys, paths = manifest.key.to_numpy()[opened], manifest.path.to_numpy()[opened]
+    keys, paths = manifest.key.to_numpy()[positions], manifest.path.to_numpy()[positions]
     found, faults = kept(file, keys, lambda i: find(paths[i]), '4f8', what, data.on_error == 'raise')
-    manifest.loc[manifest.index[opened], FACTS] = found
+    manifest.loc[manifest.index[positions], FACTS] = found
     if not faults: return manifest
     def sound(row):
         if row.key in faults: raise ValueError(faults[row.key])
     return keep(manifest, sound)[0]
 
 # %% ../nbs/04_corpora.ipynb #outlined
-def _outlined(manifest, cache, data, keep):
+def _facts_from_headers(manifest, cache, data, keep):
     "`FACTS` from the durations, and from headers where there is none, or none that tells the frames"
     settings = cache.settings
     arrays = [os.path.splitext(p)[1].lower() in ('.mfc', '.npy') for p in manifest.path]
-    silent = np.flatnonzero(manifest.duration.isna() | np.array(arrays))
+    unstated = np.flatnonzero(manifest.duration.isna() | np.array(arrays))
     frames, width = frames_in(manifest.duration, settings.sample_rate), float(width_of(settings))
-    manifest = manifest.assign(frames=frames, width=width, seconds=manifest.duration, rate=np.nan)
-    manifest = _with_facts(manifest, silent, cache.header, _facts_folder(cache)/'headers.npy', data, keep)
+    seconds = manifest.duration.mask(np.array(arrays)) # an array's frames say how long it is heard here, its row how long it was spoken
+    manifest = manifest.assign(frames=frames, width=width, seconds=seconds, rate=np.nan)
+    manifest = _with_facts(manifest, unstated, cache.header, _facts_folder(cache)/'headers.npy', data, keep)
     return manifest.assign(seconds=manifest.seconds.fillna(manifest.frames/FRAMES_PER_SECOND))
 
 # %% ../nbs/04_corpora.ipynb #check-lengths
@@ -274,7 +275,7 @@ def _read_texts(manifest, text, share, keep, tokenizer):
 # %% ../nbs/04_corpora.ipynb #read-files
 def _read_files(manifest, cache, data, keep):
     "The rows whose files can be used, with `FACTS`; whether all of them were read; a note where they were not"
-    manifest = _outlined(_stamped(manifest, cache, keep), cache, data, keep)
+    manifest = _facts_from_headers(_stamped(manifest, cache, keep), cache, data, keep)
     hours, frames = manifest.seconds.sum()/3600, manifest.frames.sum()
     size = cache.size(frames, manifest.width.max()) if len(manifest) else ''
     if hours > data.check_hours:
@@ -296,7 +297,7 @@ def load_corpus(data: DataConfig,        # which corpus, where, how it is split
     make = find_corpus(data.corpus)
     source, skipped = data.path or data.corpus, []
     cache = FeatureCache(root_path(data.cache)/'features', features, data.keep_features)
-    keep = lambda manifest, make: _each_row(manifest, make, data.on_error, skipped)
+    keep = lambda manifest, check: _each_row(manifest, check, data.on_error, skipped)
     table = complete(make(data, features), source)
     unused, table = [c for c in table if c not in COLUMNS], check_manifest(table, source)
     manifest, tokenizer, changes = _read_texts(table, text, data.transcribed, keep, tokenizer)

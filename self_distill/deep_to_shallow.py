@@ -26,6 +26,6 @@ def deep_to_shallow_losses(middle: Tensor,        # (B, T', V) logits of the ear
                            label_lengths: Tensor, # (B,)
                            soft=True              # False: the transcript alone
                           ) -> dict:              # name → scalar, nats, summed over valid frames or utterances
-    "CTC of the earlier layer, and KL(top ‖ middle) whose gradient reaches the earlier layer alone"
+    "CTC of the earlier layer, and KL(top ‖ middle), in which the logits of the top are constants"
     losses = dict(middle_ctc_loss=hard_loss(middle, output.lengths, labels, label_lengths))
     return losses | (dict(middle_soft_loss=soft_loss(middle, output.logits, output.lengths, 1.)) if soft else {})

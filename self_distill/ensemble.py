@@ -77,7 +77,8 @@ def _ensemble_path(members):
     "Where an ensemble would lie if it were a file: the path names its run and its members"
     runs = list(dict.fromkeys(m.config.run for m in members))
     run = runs[0] if len(runs) == 1 else f'ensemble_of_{"_".join(runs)}'
-    names = [checkpoint_name(m.path).removeprefix('epoch_') for m in members]
+    which = lambda m: f'{m.config.run}_' if len(runs) > 1 else ''
+    names = [which(m) + checkpoint_name(m.path).removeprefix('epoch_') for m in members]
     return members[0].path.parent.parent/run/f'checkpoint_ensemble_{"_".join(names)}.pt'
 
 # %% ../nbs/22_ensemble.ipynb #entries

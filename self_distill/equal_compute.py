@@ -16,10 +16,11 @@ from .records import Record
 def passes(results: Results, # that has the teacher's record
            record: Record    # of a training
           ) -> float: # utterances, forward and backward
-    "Compute of a training and of its teachers', forward alone a third; MissingRecords where a teacher has no record"
+    "Compute of a training and of its teachers', forward alone a third; RecordError where a teacher has no record"
     config, t = record.config, record.config['training']
     views = 2 if config.get('consistency', {}).get('weight') else 1
-    only_labels = config['teacher'].get('pseudo_labels') and not config['loss_weights']['alpha']
+    w = config['loss_weights']
+    only_labels = config['teacher'].get('pseudo_labels') and not (w['alpha'] or w['gamma'])
     asked = bool(record.teacher) and not only_labels or config['teacher'].get('moving', False)
     heard = record.epochs[-1]['update'] * t['batch_size'] * t['gradient_accumulation_steps'] # all batches counted as full
     own = heard * (views + asked / 3)
@@ -28,7 +29,7 @@ def passes(results: Results, # that has the teacher's record
 # %% ../nbs/27a_equal_compute.ipynb #lines
 def _beam(record):
     "Dev WER with the beam, NaN without"
-    return next((d.wer for d in record.decodes if (d.split, d.decoder) == ('dev', 'beam')), np.nan)
+    return next((d.wer for d in record.decodes if d.key == ('dev', 'beam', 'best')), np.nan)
 
 def _training_loss(record, table):
     "CTC in the last epoch, nats a frame; NaN where it is diluted by untranscribed speech"
@@ -78,21 +79,27 @@ def fewer(lines: pd.DataFrame, # of `read_rows`
 def plot_compute(results: Results,
                  group: str,      # of the plan
                  unit: float,     # compute that counts as 1
-                 runs=slice(None) # only some of each row's runs
+                 runs=slice(None),# only some of each row's runs
+                 unit_name='100 epochs of the first row' # what counts as 1, in words
                 ) -> Figure:
     "Dev WER (mean of five epochs) over compute for the rows of a group: each run thin, their mean thick"
-    results.group, (figure, axes) = group, plt.subplots(figsize=(LINE, 3.2))
+    results.group, (figure, axes), several = group, plt.subplots(figsize=(LINE, 3.2)), False
     for color, row in zip(CYCLE, results.plan.groups[group].rows):
         records = results.records(row)[runs]
         wer, total = pd.concat([epoch_table([r]).wer for r in records], axis=1), passes(results, records[0])
         wer = wer.rolling(5, min_periods=1).mean().to_numpy()
         start = passes(results, results.record(records[0].teacher.run)) if records[0].teacher else 0
         at = (start + np.linspace(0, 1, len(wer) + 1)[1:] * (total - start)) / unit
+        several = several or len(records) > 1
         if len(records) > 1: axes.plot(at, wer, color=OKABE_ITO[color], linewidth=0.5, alpha=0.5)
         axes.plot(at, wer.mean(axis=1), color=OKABE_ITO[color], label=results.named(row))
-    axes.set(xlabel='compute, as in the table', ylabel='dev WER (%)', yscale='log')
+    if several: axes.plot([], [], color='0.5', linewidth=0.5, label='single runs')
+    axes.set(xlabel=f'compute, in trainings of {unit_name}', ylabel='dev WER (%)')
     bottom, top = axes.get_ylim()
-    ticks = [t for t in (5, 10, 15, 20, 40, 60, 80, 100) if bottom < t < top]
-    axes.set_yticks(ticks, map(str, ticks)); axes.minorticks_off()
+    if top > 3*max(bottom, 1):
+        axes.set(yscale='log')
+        bottom, top = axes.get_ylim()
+        ticks = [t for t in (5, 7, 10, 12, 15, 20, 30, 40, 60, 80, 100) if bottom < t < top]
+        axes.set_yticks(ticks, map(str, ticks)); axes.minorticks_off()
     figure.legend(loc='outside lower center', ncols=2); figure.suptitle(results.title)
     return figure

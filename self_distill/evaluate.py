@@ -75,7 +75,7 @@ class _BeamSearch:
     workers: int = 2                  # processes that decode
 
 # %% ../nbs/23_evaluate.ipynb #beam
-DEFAULTS = dict(lm_weight=0.9, word_bonus=1.5, beam_width=10) # the guide's; the bonus is ours
+DEFAULTS = dict(lm_weight=0.9, word_bonus=1.5, beam_width=10) # of [the guide](../docs/from_the_guide.md); the bonus is ours
 
 @dataclass(frozen=True)
 class Beam(_BeamSearch):
@@ -93,7 +93,8 @@ class Beam(_BeamSearch):
     def open(self, opened: Opened):
         with _beam_search(self, opened) as (decoder, settings):
             values = self.values(opened, decoder)
-            yield partial(decoder.decode_batch, **values), settings | values
+            by_hand = {} if values == _chosen(opened, decoder) else dict(searched=False)
+            yield partial(decoder.decode_batch, **values), settings | values | by_hand
 
     @contextmanager
     def open_words(self, opened: Opened): # the best hypothesis' words, with times and confidences (`23a_transcribe`)
@@ -117,7 +118,7 @@ class SearchedBeam(_BeamSearch):
             values = _chosen(opened, decoder) or _search(self, opened, decoder)
             yield partial(decoder.decode_batch, **values), settings | values
 
-    def made(self, settings: dict) -> bool: return _same_text(self, settings)
+    def made(self, settings: dict) -> bool: return _same_text(self, settings) and settings.get('searched', True)
 
 # %% ../nbs/23_evaluate.ipynb #chosen
 def _chosen(opened, decoder):
@@ -233,7 +234,7 @@ def _is_current(opened, split, decoder):
 
 # %% ../nbs/23_evaluate.ipynb #decode-one
 def _decode(opened, log_probs, decoder, why, show):
-    "Steps 3 and 4 for one decoder"
+    "Decode, score and record with one decoder"
     with decoder.open(opened) as (texts, settings):
         if show and settings: print(f'Beam search: {settings_text(settings)}; '
                                     f'{settings["language_model_order"]}-gram {settings["language_model"]}')

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 import self_distill
 from .checkpoint import load_checkpoint, weights_hash
-from .config import config_dict, config_hash, dotted
+from .config import config_dict, config_file, config_hash, dotted
 from .corpora import user_folder
 from .ensemble import numbered_checkpoints
 from .ensemble_table import evaluate_ensemble
@@ -195,7 +195,7 @@ def run_one(path,         # the plan
         if not has_weights(run):
             if run.teacher and not has_weights(runs[run.teacher]): run_one(path, run.teacher, overrides, weights=True)
             if run.teacher and run.config.teacher.pseudo_labels: labels_of(str(runs[run.teacher].checkpoint), **_known(run))
-            parameters = dict(config=str(root_path(run.file)), overrides=list(run.overrides))
+            parameters = dict(config=str(config_file(run.file)), overrides=list(run.overrides))
             run_notebook('30_train', log/'train.ipynb', parameters)
         if steps_left(run, recorded(run)): _decode(run)
     return recorded(run)
@@ -255,7 +255,7 @@ def _new_call(path, overrides, runs, left, devices, jobs):
     folder = root_path('runs/experiments')/Path(path).stem/f'{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}'
     check_writable(folder)
     after = {name: [teacher] if (teacher := runs[name].teacher) in left else [] for name in left}
-    call = dict(root=str(root_path('.')), plan=str(root_path(path)), overrides=list(overrides), runs=list(runs),
+    call = dict(root=str(root_path('.')), plan=str(config_file(path)), overrides=list(overrides), runs=list(runs),
                 devices=list(devices), jobs=jobs, after=after)
     (folder/'Snakefile').write_text(SNAKEFILE, encoding='utf-8')
     (folder/'call.json').write_text(json.dumps(call, indent=1), encoding='utf-8')

@@ -19,11 +19,14 @@ from torchaudio.compliance import kaldi
 UNKNOWN_LENGTH = 2**31 - 2**16 # bytes; a WAV file that was written into a pipe announces more than this
 
 # %% ../nbs/02_features.ipynb #cut-short
+def _first_bytes(path):
+    with open(path, 'rb') as file: return file.read(1024)
+
 def _cut_short(file): # `soundfile.SoundFile`
     "Whether the header announces 0.1 s more than the file holds; libsndfile reads what there is and reports nothing"
-    spare = 64 + file.samplerate*file.channels//5 # bytes; 78 recordings of Mboshi lack 23 to 68 ms, and no word
+    spare = 64 + file.samplerate*file.channels//5 # bytes; a few lost milliseconds are allowed: recordings of Mboshi lack up to 68
     sizes = re.findall(r': (\d+) \(should be (\d+)\)', file.extra_info)
-    sphere = file.format == 'NIST' and re.search(rb'sample_count -i (\d+)', Path(file.name).read_bytes()[:1024])
+    sphere = file.format == 'NIST' and re.search(rb'sample_count -i (\d+)', _first_bytes(file.name))
     return (any(int(held) + spare < int(announced) < UNKNOWN_LENGTH for announced, held in sizes)
             or bool(sphere) and int(sphere[1]) > file.frames)
 
@@ -88,7 +91,7 @@ def read(self:Recording,
          start=0,  # sample at the new rate, not before that of an earlier call
          stop=None # None: to the end
         ) -> torch.Tensor: # (stop - start,) float32 in [-1, 1]
-    "Samples `start` to before `stop`, as if the whole had been read"
+    "Samples `start` to before `stop`, resampled as in the whole; of several channels, one is chosen for each piece"
     stop, up, down = self.samples if stop is None else min(stop, self.samples), self.up, self.down
     margin = 0 if up == down else 2 + 7//min(up, down) # of `down` samples each; the filter reaches 6 · down/min(up, down)
     first, last = max(0, start//up - margin), -(-stop//up) + margin

@@ -21,10 +21,11 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 from .compare import System
+from .config import portable
 from .experiments import notebook_path
 from .files import atomic_write, root_path
 from .plan import BeamSearch, find_row, read_plan, run_names
-from .records import Record, RecordError, portable, read_record, record_path
+from .records import Record, RecordError, read_record, record_path
 
 # %% ../nbs/27_figures.ipynb #colors
 LINE = 5.8 # inches: the width of a text line

@@ -96,9 +96,12 @@ def atomic_write(path, # file to replace; its folder is made
 def locked(path: Path # file that the block changes; its folder is made
           ):
     "Keep other processes from changing `path`; WriteError where it cannot be written"
+    lock = FileLock(path.with_name(f'.{path.name}.lock'))
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f'.{path.name}.lock')): yield
+        lock.acquire()
+    try: yield
+    finally: lock.release()
 
 # %% ../nbs/00_files.ipynb #refuse-special
 def refuse_special(path, wanted, error=ValueError):

@@ -31,7 +31,8 @@ def _problem(source, config, corpus, model):
     if theirs != ours:
         changed = ', '.join(f'{k} {theirs.get(k)}' for k in theirs if theirs.get(k) != ours.get(k))
         return f'has another model; use its `model` settings ({changed})'
-    if not config.data.allow_leaks and (leaks := heard(source.payload.get('data'), corpus)):
+    leaks = [leak for split in ('dev', 'test') for leak in heard(source.payload.get('data'), corpus, split)]
+    if leaks and not config.data.allow_leaks:
         return (f'has heard {" and ".join(leaks)} of this run in its training; take another one, '
                 'or set data.allow_leaks=true, which the record will say')
 

@@ -87,7 +87,7 @@ def _start(self: Learner):
     self.sums, self.bad, self.skipped = {}, 0, 0 # of this epoch's numbers; bad updates in a row, and in all
     self.environment = environment(self.device)
     git, device = self.environment['git'], self.environment['device']
-    self.first_call = dict(started=now(), device=device.name, revision=git.revision)
+    self.first_call = dict(started=now(), device=device.name, revision=git.revision, begun=self.begun)
 
 # %% ../nbs/17_learner.ipynb #validated
 @patch(as_prop=True)

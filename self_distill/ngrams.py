@@ -125,9 +125,9 @@ def ngram_order(arpa    # path of an ARPA file, plain or gzipped
 
 # %% ../nbs/19_ngrams.ipynb #agreement
 def _agreement(words, tokenizer):
-    "The share of words that the alphabet spells; of word tokens, the share that is among the words"
+    "The share of words that the alphabet spells; of word tokens, the share of the smaller list that is in the other"
     tokens = set(tokenizer.tokens[1:])
-    if tokenizer.kind == 'word': return len(tokens & set(words)) / len(tokens)
+    if tokenizer.kind == 'word': return len(tokens & set(words)) / max(min(len(tokens), len(set(words))), 1)
     return sum(set(word) <= tokens for word in words) / max(len(words), 1)
 
 # %% ../nbs/19_ngrams.ipynb #check-spelling

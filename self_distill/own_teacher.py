@@ -13,6 +13,7 @@ import numpy as np, torch
 from torch import nn
 
 from .batches import output_frames
+from .checkpoint import weights_hash
 from .config import TeacherConfig
 from .corpora import own_code, user_folder
 from .files import root_path
@@ -82,9 +83,8 @@ def foreign_teacher(config: TeacherConfig,
 def teacher_hash(teacher: nn.Module # an OwnTeacher or StoredTeacher
                 ) -> str: # 64 hexadecimal digits
     "SHA-256 of a foreign teacher's weights, or of its stored answers"
+    if not isinstance(teacher, StoredTeacher): return weights_hash(teacher.inner.state_dict())
     whole = hashlib.sha256()
-    if isinstance(teacher, StoredTeacher):
-        for file in sorted(teacher.folder.glob('*.npy')): whole.update(file.name.encode() + file.read_bytes())
-    else:
-        for name, value in teacher.inner.state_dict().items(): whole.update(name.encode() + value.cpu().numpy().tobytes())
+    for file in sorted(teacher.folder.rglob('*.npy')):
+        whole.update(file.relative_to(teacher.folder).as_posix().encode() + file.read_bytes())
     return whole.hexdigest()

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Optional
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .beam_search import WIDEST
-from .config import Config, at_most, config_hash, load_config, read_config_file
+from .config import Config, at_most, config_file, config_hash, load_config, read_config_file
 from .evaluate import DEFAULTS, Beam, Greedy, SearchedBeam
 from .files import root_path
 from .teacher import describe_split, heard_test_speakers
@@ -91,12 +91,13 @@ def _explain(error):
     if error['type'] != 'extra_forbidden': return where + error['msg'].removeprefix('Value error, ')
     part = BeamSearch if 'decoders' in place else {2: Group, 4: Row}.get(len(place), Plan)
     near = difflib.get_close_matches(key, part.model_fields, n=1, cutoff=0.5)
-    return where + 'unknown key; ' + (f'the nearest valid key is `{near[0]}`' if near else f'valid are {", ".join(part.model_fields)}')
+    if near: return f'{where}unknown key; the nearest valid key is `{near[0]}`'
+    return f'{where}unknown key; valid are {", ".join(part.model_fields)}'
 
-def read_plan(path # YAML file; a relative path starts at the repository's root
+def read_plan(path # YAML file, looked for as `config_file` does
              ) -> Plan:
     "The checked content of a plan; PlanError names what is wrong"
-    try: return Plan.model_validate(read_config_file(root_path(path)))
+    try: return Plan.model_validate(read_config_file(config_file(path)))
     except ValidationError as e: raise PlanError(f'{path}: ' + '; '.join(_explain(x) for x in e.errors()[:3])) from None
 
 # %% ../nbs/25_plan.ipynb #names

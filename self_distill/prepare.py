@@ -91,7 +91,7 @@ def faults_of(config: Config
         except ValueError as e:
             faults.append(str(e))
             mended = next((mend(table) for words, mend in MENDS.items() if words in str(e)), table)
-            if mended.equals(table): return None, [*faults, _first_fault(table, config)]
+            if mended.equals(table): return None, list(dict.fromkeys([*faults, _first_fault(table, config)]))
             table = mended
         else: return corpus, faults + (_of_utterances(corpus.skipped) if config.data.on_error == 'raise' else [])
 
@@ -153,14 +153,15 @@ def between_lines(corpus: Corpus) -> list: # of str
 def timed_update(trainer: Trainer
                 ) -> tuple: # seconds, and input frames of 10 ms
     "Time one update, after another"
-    t = trainer.config.training
-    batches = trainer.batches(1)[:2*t.gradient_accumulation_steps]
-    batches = list(loader(trainer.train_set, batches))
+    n = trainer.config.training.gradient_accumulation_steps
+    positions = trainer.batches(1)[:2*n]
+    batches = list(loader(trainer.train_set, positions))
     trainer.model.train()
-    for window in (batches[:t.gradient_accumulation_steps], batches[-t.gradient_accumulation_steps:]):
+    trainer.update = 1 # update 0 measures each term's gradient, too
+    for window in (batches[:n], batches[-n:]):
         start = time.perf_counter()
         trainer.train_step(window, trainer.temperature(1)) # ends by reading its numbers: the device has finished
-    return time.perf_counter() - start, sum(int(b.lengths.sum()) for b in window)
+    return time.perf_counter() - start, sum(trainer.train_set.lengths[i] for batch in positions[-n:] for i in batch)
 
 # %% ../nbs/18a_prepare.ipynb #prepare-time
 def time_text(seconds: float) -> str: # '43 s', '29 min', '4.5 h'
@@ -205,12 +206,14 @@ def _lengths(axes, m):
     axes.set(xlabel='seconds', ylabel='utterances')
     axes.legend(frameon=False)
 
-def _limit(axes, m):
-    "Characters against seconds, and CTC's limit"
+def _limit(axes, corpus):
+    "Characters against seconds, and CTC's limit where a token is a character"
+    m = corpus.manifest
     for s in SPLITS: axes.scatter(m.duration[m.split == s], m.text.str.len()[m.split == s], 4, SHADES[s], alpha=0.6, lw=0)
     most = m.duration.max()
-    axes.plot([0, most], [0, 25*most], '--', color='gray', lw=0.8, label='as many as CTC can write')
-    axes.legend(frameon=False, loc='lower right')
+    if corpus.tokenizer.kind == 'character':
+        axes.plot([0, most], [0, 25*most], '--', color='gray', lw=0.8, label='as many as CTC can write')
+        axes.legend(frameon=False, loc='lower right')
     axes.set(xlabel='seconds', ylabel='characters', ylim=(0, 1.1*m.text.str.len().max()))
 
 # %% ../nbs/18a_prepare.ipynb #prepare-speakers-tokens
@@ -236,8 +239,9 @@ def draw_corpus(corpus: Corpus):
     style = {'font.size': 8, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.linewidth': 0.6}
     with plt.rc_context(style):
         figure, axes = plt.subplots(2, 2, figsize=(9, 5), layout='constrained')
-        for draw, where in zip((_lengths, _limit, _speakers), axes.flat): draw(where, corpus.manifest)
-        _tokens(axes.flat[3], corpus)
+        lengths, limit, speakers, tokens = axes.flat
+        for draw, where in ((_lengths, lengths), (_speakers, speakers)): draw(where, corpus.manifest)
+        for draw, where in ((_limit, limit), (_tokens, tokens)): draw(where, corpus)
     return figure
 
 # %% ../nbs/18a_prepare.ipynb #prepare-prepared
@@ -264,7 +268,8 @@ def _cost(config, corpus, faults):
     "The lines of `cost_lines`; a teacher that is not there, or does not fit, is one more fault"
     if faults: return ['The time of an epoch is measured when nothing is wrong.']
     try: return cost_lines(config, corpus)
-    except (ValueError, RuntimeError) as e: return faults.append(str(e)) or []
+    except (ValueError, RuntimeError) as e: faults.append(str(e))
+    return []
 
 def look(config: Config) -> Prepared:
     "Read a corpus and time its model, without training"

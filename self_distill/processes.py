@@ -9,6 +9,7 @@ __all__ = ['processes', 'rank', 'together', 'share', 'total', 'total_with_gradie
 # %% ../nbs/05a_processes.ipynb #imports
 import os
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -32,7 +33,7 @@ def together(device: torch.device # of this process
     alone = dist.is_initialized() or int(os.environ.get('WORLD_SIZE', 1)) == 1
     if alone: return (yield)
     if device.type == 'cuda': torch.cuda.set_device(device)
-    dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
+    dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', timeout=timedelta(days=1)) # the first reading takes long
     try: yield
     finally: dist.destroy_process_group()
 

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'Metric', 'Natural', 'RecordError', 'Teacher', 'Array', 'make_array', 'Utterance', 'Counts', 'Totals',
-           'utterances_of', 'Decode', 'make_decode', 'Search', 'Record', 'portable', 'now', 'new_record',
-           'benchmark_record', 'changed', 'add_decode', 'add_search', 'json_line', 'record_text', 'record_path',
-           'write_record', 'read_record', 'records_in', 'find_decode', 'decode_counts']
+           'utterances_of', 'Decode', 'make_decode', 'Search', 'Record', 'now', 'new_record', 'benchmark_record',
+           'changed', 'add_decode', 'add_search', 'json_line', 'record_text', 'record_path', 'write_record',
+           'read_record', 'records_in', 'find_decode', 'decode_counts']
 
 # %% ../nbs/13_records.ipynb #records-imports
 import hashlib, json
+from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,9 +20,9 @@ import pandas as pd
 import torch
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from .config import Config, config_dict, config_hash
+from .config import Config, config_dict, config_hash, portable
 from .environment import Device, Git, Section, environment
-from .files import atomic_write, find_root, refuse_special, root_path
+from .files import atomic_write, refuse_special, root_path
 from .metrics import PARTS, count_errors, error_rate
 
 # %% ../nbs/13_records.ipynb #records-types
@@ -124,8 +125,7 @@ def _problems(decode, utterances):
     "What does not agree between a decoding and the utterances of its split"
     words = [getattr(decode.words, name) for name in PARTS]
     sizes = [len(decode.hypotheses), *map(len, words)]
-    n = len(utterances)
-    if set(sizes) != {n}: yield f'hypotheses and counts have {sizes} entries for {n} utterances'
+    if set(sizes) != {len(utterances)}: yield f'hypotheses and counts have {sizes} entries for {len(utterances)} utterances'
     for u, text, s, d, i, n in zip(utterances, decode.hypotheses, *words):
         if n != len(u.reference.split()) or s + d > n or len(text.split()) != n - d + i:
             yield f'words of {u.id}: {n} in the reference, {d} deleted and {i} inserted do not fit its texts'
@@ -164,7 +164,7 @@ class Search(Section):
     grid: dict[str, list[int | float]] # columns of the table of `search_beam_settings`, a row for each point
 
     @property
-    def key(self): return self.decoder, self.checkpoint
+    def key(self): return self.decoder, self.checkpoint, self.language_model_sha256
 
 # %% ../nbs/13_records.ipynb #records-record
 class Record(Section):
@@ -189,7 +189,7 @@ class Record(Section):
     fingerprint: dict[str, str] | None = None # of each split (04_corpora); None in older records
     decodes: list[Decode] = []
     searches: list[Search] = []
-    times: dict[str, Metric] = {}       # seconds
+    times: dict[str, Metric] = {}       # seconds, and counts of updates
     peak_memory: dict[str, Metric] = {} # MiB
     arrays: dict[str, Array] = {}
     notes: list[str] = []
@@ -200,8 +200,7 @@ class Record(Section):
 # %% ../nbs/13_records.ipynb #records-checked
 def _twice(values):
     "The first value that occurs again, or None"
-    seen = set()
-    return next((v for v in values if v in seen or seen.add(v)), None)
+    return next((v for v, n in Counter(values).items() if n > 1), None)
 
 def _follows(record):
     "Whether config hash and seed are those of the config"
@@ -220,15 +219,6 @@ def _checked(record):
         for problem in _problems(decode, spoken): raise ValueError(f'{where}: {problem}')
     if again := _twice(d.key for d in record.decodes): raise ValueError(f'decodes: {" ".join(again)} is recorded twice')
     return record
-
-# %% ../nbs/13_records.ipynb #records-portable
-def portable(values # a config as nested dictionaries, or one value of it
-            ):
-    "The same, absolute paths made relative to the repository, or cut to their last part outside it"
-    if isinstance(values, dict): return {k: portable(v) for k, v in values.items()}
-    if not isinstance(values, str) or not Path(values).is_absolute(): return values
-    path = Path(values)
-    return path.relative_to(find_root()).as_posix() if path.is_relative_to(find_root()) else path.name
 
 # %% ../nbs/13_records.ipynb #records-new-record
 def now() -> str:
@@ -284,7 +274,7 @@ def add_decode(record: Record,
 def add_search(record: Record,
                search: Search
               ) -> Record: # a checked copy
-    "The record with a search added, or put in the place of the one for the same decoder and checkpoint"
+    "The record with a search added, or put in the place of the one for the same decoder, checkpoint and language model"
     return changed(record, searches=[*(s for s in record.searches if s.key != search.key), search])
 
 # %% ../nbs/13_records.ipynb #records-dump

@@ -178,7 +178,7 @@ class PairedTest:
     high: float
     p_value: float  # two-sided, paired
     standard_error: float  # of the improvement, points
-    detectable: float  # smallest true difference found with 80 % power at the 5 % level, points
+    detectable: float  # smallest true difference found with a nominal 80 % power at the 5 % level, points
     unit: str  # what is independent: 'speakers' or 'utterances'
     units: int  # how many of them
     runs: int  # paired training runs

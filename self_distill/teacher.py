@@ -52,7 +52,7 @@ def _problem(teacher, config, corpus, statistics):
 
 def _alike(theirs, ours):
     "Whether two pairs of mean and deviation agree"
-    pairs = [map(torch.as_tensor, pair) for pair in zip(theirs, ours)]
+    pairs = [[torch.as_tensor(x).cpu() for x in pair] for pair in zip(theirs, ours)]
     return all(torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in pairs)
 
 # %% ../nbs/16_teacher.ipynb #load-foreign

@@ -92,7 +92,8 @@ def _write(file, data, ask, size, check):
         for number, positions in tqdm(batches, 'asking the teacher', leave=False, disable='TQDM_DISABLE' in os.environ):
             check()
             for i, rows in zip(positions, ask(positions, choice[number])):
-                spans[number, i] = done, (done := done + len(rows))
+                spans[number, i] = done, done + len(rows)
+                done += len(rows)
                 out.write(rows.numpy().tobytes())
     with atomic_write(file.with_suffix('.npy'), 'wb') as out: np.save(out, spans)
 

@@ -8,6 +8,7 @@ __all__ = ['SPOKEN', 'VISIBLE', 'BLANK', 'WORD_START', 'spell_digits', 'change_c
 
 # %% ../nbs/01_text.ipynb #imports
 import re, unicodedata
+from collections import Counter
 from dataclasses import dataclass
 from string import ascii_lowercase
 
@@ -20,7 +21,7 @@ from .config import TextConfig
 def _spell(number, language, to='cardinal'):
     "One number in words; digits with a leading zero one by one"
     parts = number if re.fullmatch(r'0\d+', number) else [number]
-    try: return f" {' '.join(num2words(n, lang=language, to=to) for n in parts)} "
+    try: return f" {' '.join(num2words(n, lang=language, to=to) for n in parts)} ".replace(',', '')
     except NotImplementedError:
         raise ValueError(f"digits {number!r} cannot be spelled in language {language!r}, which num2words lacks: "
                          "spell them in the transcripts, or set text.digits to 'keep'") from None
@@ -103,7 +104,7 @@ class Tokenizer:
                              'every piece needs one, and nothing else has any')
         object.__setattr__(self, '_ids', {t: i for i, t in enumerate(self.tokens)})
         object.__setattr__(self, '_scores', dict(zip(self.tokens[1:], self.scores)))
-        repeated = sorted(t for t in self._ids if self.tokens.count(t) > 1)
+        repeated = sorted(t for t, n in Counter(self.tokens).items() if n > 1)
         if repeated: raise ValueError(f'tokens given twice: {repeated}; each needs one label')
 
     def __len__(self): return len(self.tokens)

@@ -120,6 +120,7 @@ def _restore(self: Trainer, payload):
         self.average.n_averaged.fill_(state['averaged'])
     for k in POSITION: setattr(self, k, state[k])
     self.first_call = state.get('first_call', self.first_call)
+    self.begun = self.first_call.get('begun', self.begun)
     torch.set_rng_state(state['random'])
     on_gpu = self.device.type == 'cuda' and 'cuda_random' in state
     if on_gpu: torch.cuda.set_rng_state(state['cuda_random'], self.device)
@@ -146,7 +147,7 @@ def _other_run(self: Trainer, payload):
     if changed: return (f'holds a run with other settings ({changed}); to train it longer, start a new run from it '
                         f'(training.initial_checkpoint={self.folder/"checkpoint_last.pt"})')
     if self.teacher and not is_teacher(self.teacher, payload['teacher']):
-        return f'this run was taught by another teacher than {self.config.teacher.checkpoint} is now'
+        return f'this run was taught by another teacher than {self.config.teacher.checkpoint or self.teacher.config.run} is now'
     changed = ', '.join(self._changed_corpus(payload))
     if changed: return f'{self.corpus.name} has changed since this run began ({changed}); restore it'
 
@@ -197,7 +198,7 @@ def end_epoch(self: Trainer):
     self.save()
     self.name_checkpoints()
     validation = time.perf_counter() - start
-    self.log.say(epoch_sentence(self.history[-1], c.training.epochs, self.best, self.seconds, validation))
+    self.log.say(epoch_sentence(self.history[-1], c.training.epochs, self.best, validation))
     for text in check_course(self.epoch, self.best, c.monitoring, teacher_wer(self.teacher)): self.log.say(text)
 
 # %% ../nbs/17a_trainer.ipynb #name-checkpoints
@@ -287,7 +288,8 @@ def fit(self: Trainer):
             self.log.rewind(self.update)
             self._introduce(resumed)
             if not resumed: self.save()
-            with process_0_first(): self.store_answers(stops)
+            if self.epoch < self.config.training.epochs:
+                with process_0_first(): self.store_answers(stops)
             self._train_epochs(stops)
     except OSError as e:
         raise TrainingError(f'{e}. What was saved is intact; when this is mended, the same command resumes') from e

@@ -105,11 +105,10 @@ def data_sentences(corpus,    # `Corpus`
 def epoch_sentence(row: dict,        # of the epoch, as in the run's history
                    epochs: int,      # of the whole run
                    best: float,      # best dev WER so far, percent
-                   seconds: float,   # of training, all epochs so far
                    validation: float # seconds
                   ) -> str:
     "How a run stands after an epoch"
-    left = (epochs - row['epoch']) * seconds / row['epoch']
+    left = (epochs - row['epoch']) * (row['seconds'] + validation)
     return (f'Epoch {row["epoch"]}/{epochs}: loss {row.get("train/loss", math.nan):.4f}, dev WER {row["wer"]:.2f} %, '
             f'best {best:.2f} %, {row["seconds"]:.0f} s + {validation:.0f} s, about {tqdm.format_interval(left)} left')
 

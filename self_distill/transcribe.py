@@ -47,7 +47,7 @@ def speech_spans(level,     # dB of each frame
                  pause: int # frames of quiet that end a span
                 ) -> list:  # of (first, last + 1)
     "Where something is heard, with a frame of quiet on both sides"
-    quiet, loud = np.percentile(level, [5, 99])
+    quiet, loud = np.percentile(level, [5, 99.6]) # three frames of a window may be louder
     heard = np.flatnonzero(level > max(quiet + 0.3*(loud - quiet), loud - 35))
     if loud - quiet < 3 or not len(heard): return []
     breaks = np.flatnonzero(np.diff(heard) > pause)
@@ -206,13 +206,14 @@ def transcribe_source(source,         # `Recording` or `StoredFeatures`, opened
 # %% ../nbs/23a_transcribe.ipynb #phrases
 def phrases(words,                   # of `Word`, in order
             seconds=math.inf,        # from the beginning of the first word to the end of the last
-            characters=math.inf      # of the text
+            lines=math.inf           # of 42 characters
            ): # yields lists of `Word`
     "Words that belong together: until a pause of a second, or until there are too many"
     group = []
     for word in words:
         text = ' '.join(w.word for w in [*group, word])
-        if group and (word.start - group[-1].end > 1 or word.end - group[0].start > seconds or len(text) > characters):
+        full = word.end - group[0].start > seconds or len(textwrap.wrap(text, 42)) > lines if group else False
+        if full or group and word.start - group[-1].end > 1:
             yield group; group = []
         group.append(word)
     if group: yield group
@@ -226,7 +227,7 @@ def _clock(seconds, point): # hours:minutes:seconds, milliseconds behind a point
 
 def _cues(transcript, point):
     "Number, times and lines of each subtitle"
-    groups = list(phrases(transcript.words, 7, 84))
+    groups = list(phrases(transcript.words, 7, 2))
     nexts = [g[0].start for g in groups[1:]] + [math.inf]
     for n, (group, after) in enumerate(zip(groups, nexts), 1):
         end = max(group[-1].end, min(group[0].start + 1, after))

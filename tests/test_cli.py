@@ -89,7 +89,7 @@ def test_ensemble_by_epochs_and_by_dev_wer(say, root):
     code, out, err = say('ensemble', '--run', 'pictures', '--best', 2)
     assert code == 0 and out.count('member') == 2
     code, out, err = say('ensemble', '--checkpoint', BEST, '--checkpoint', OTHER)
-    assert code == 0 and 'ensemble_of_other_pictures/ensemble_best_best' in out and 'mean of weights' not in out
+    assert code == 0 and 'ensemble_of_other_pictures/ensemble_other_best_pictures_best' in out and 'mean of weights' not in out
 
 def test_lm(say, root):
     (root/'more.txt').write_text('The Sea is late!\n')
