@@ -189,23 +189,24 @@ def _with_facts(manifest, positions, find, file, data, keep, what='headers'):
 def _facts_from_headers(manifest, cache, data, keep):
     "`FACTS` from the durations, and from headers where there is none, or none that tells the frames"
     settings = cache.settings
-    arrays = [os.path.splitext(p)[1].lower() in ('.mfc', '.npy') for p in manifest.path]
-    unstated = np.flatnonzero(manifest.duration.isna() | np.array(arrays))
+    arrays = np.array([os.path.splitext(p)[1].lower() in ('.mfc', '.npy') for p in manifest.path], bool)
+    unstated = np.flatnonzero(manifest.duration.isna() | arrays)
     frames, width = frames_in(manifest.duration, settings.sample_rate), float(width_of(settings))
-    seconds = manifest.duration.mask(np.array(arrays)) # an array's frames say how long it is heard here, its row how long it was spoken
+    seconds = manifest.duration.mask(arrays) # the duration of an array is not compared with its frames
     manifest = manifest.assign(frames=frames, width=width, seconds=seconds, rate=np.nan)
-    manifest = _with_facts(manifest, unstated, cache.header, _facts_folder(cache)/'headers.npy', data, keep)
-    return manifest.assign(seconds=manifest.seconds.fillna(manifest.frames/FRAMES_PER_SECOND))
+    return _with_facts(manifest, unstated, cache.header, _facts_folder(cache)/'headers.npy', data, keep)
+
+def _seconds(table): return table.seconds.fillna(table.frames/FRAMES_PER_SECOND)
 
 # %% ../nbs/04_corpora.ipynb #check-lengths
 def _check_lengths(manifest, keep):
     "The rows that last as long as the manifest says, and at most a minute"
     def check(row):
-        refuse_long(row.path, row.seconds)
-        if row.duration == row.duration: refuse_other_length(row.path, row.seconds, row.duration)
+        refuse_long(row.path, row.length)
+        refuse_other_length(row.path, row.seconds, row.duration) # where both are stated
         if row.frames < 1:
             raise ValueError(f'{row.path}: lasts {row.seconds} s, less than one window of 25 ms; remove it')
-    return keep(manifest, check)[0]
+    return keep(manifest.assign(length=_seconds(manifest)), check)[0]
 
 # %% ../nbs/04_corpora.ipynb #one-width
 def _one_width(widths, source):
@@ -276,7 +277,7 @@ def _read_texts(manifest, text, share, keep, tokenizer):
 def _read_files(manifest, cache, data, keep):
     "The rows whose files can be used, with `FACTS`; whether all of them were read; a note where they were not"
     manifest = _facts_from_headers(_stamped(manifest, cache, keep), cache, data, keep)
-    hours, frames = manifest.seconds.sum()/3600, manifest.frames.sum()
+    hours, frames = _seconds(manifest).sum()/3600, manifest.frames.sum()
     size = cache.size(frames, manifest.width.max()) if len(manifest) else ''
     if hours > data.check_hours:
         note = (f'{hours:.0f} hours are more than data.check_hours ({data.check_hours:g}): files are read, and damaged '
@@ -308,7 +309,7 @@ def load_corpus(data: DataConfig,        # which corpus, where, how it is split
     _warn_of_shared_speakers(manifest, source)
     notes = [*_notes(unused, manifest, features.sample_rate), *([note] if note else [])]
     frames = manifest.frames.astype(int)
-    duration = manifest.duration.fillna(manifest.seconds).fillna(frames/FRAMES_PER_SECOND)
+    duration = manifest.duration.fillna(_seconds(manifest))
     manifest = manifest[COLUMNS].assign(duration=duration, frames=frames).copy() # frees what the table held
     return Corpus(data.corpus, manifest, cache, width, features.kind == 'log_mel', tokenizer, skipped, notes, changes,
                   facts, None if exact else cache.header)

@@ -158,6 +158,17 @@ def test_any_alphabet_round_trips(text, language):
     tokenizer = Tokenizer.from_texts([text])
     assert Tokenizer.from_dict(tokenizer.to_dict()).decode(tokenizer.encode(text)) == text
 
+@pytest.mark.parametrize('check_hours', [0, 50])
+def test_an_array_may_have_another_frame_rate_than_its_duration(tmp_path, check_hours): # HuBERT: 50 frames a second
+    for i in range(16): np.save(tmp_path/f'{i}.npy', np.full((100, 6), i, np.float32))
+    rows = [dict(path=f'{i}.npy', text='go', split=['train', 'dev'][i % 2], duration=2.0) for i in range(16)]
+    pd.DataFrame(rows).to_csv(tmp_path/'calls.csv', index=False)
+    data = DataConfig(corpus='manifest', path=str(tmp_path/'calls.csv'), cache=str(tmp_path/'cache'), check_hours=check_hours)
+    corpus = load_corpus(data, TextConfig(), FeatureConfig(kind='precomputed'))
+    assert set(corpus.manifest.duration) == {2.0} and set(corpus.manifest.frames) == {100}
+    batch = UtteranceDataset(corpus, 'train', corpus.tokenizer, FeatureConfig(kind='precomputed'), AugmentConfig(warp=0.1))[0]
+    assert torch.equal(batch.clean, UtteranceDataset(corpus, 'train', corpus.tokenizer, FeatureConfig(kind='precomputed'))[0].clean)
+
 def test_a_word_that_training_lacks_stays_in_dev_and_test(tmp_path):
     for n in range(4): np.save(tmp_path/f'u{n}.npy', np.full((40, 6), n, dtype=np.float32))
     rows = ['path,text,split', 'u0.npy,sun rain,train', 'u1.npy,sun,dev', 'u2.npy,rain snow,dev', 'u3.npy,fog,test']
