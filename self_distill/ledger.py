@@ -13,7 +13,7 @@ import pandas as pd
 from pydantic import Field, ValidationError
 
 from .environment import Section, git_state
-from .files import locked, refuse_special, root_path
+from .files import locked, refuse_special, root_path, writing
 from .records import RecordError, json_line, now
 
 # %% ../nbs/14_ledger.ipynb #ledger-reading
@@ -48,7 +48,7 @@ def append_ledger(run: str,    # whose hypotheses were scored
     reading = Reading(time=now(), run=run, what=what, corpus=corpus, config_hash=config_hash, why=why,
                       revision=git_state().revision)
     path = root_path(path)
-    with locked(path), open(path, 'a+b') as file:
+    with locked(path), writing(path), open(path, 'a+b') as file:
         file.seek(0)
         _mend(file)
         file.write((json_line(reading.model_dump()) + '\n').encode())
