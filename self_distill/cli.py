@@ -214,7 +214,8 @@ def transcribe(files: Files, checkpoint: Checkpoints, format: Format = 'text', f
     if folder and len(set(found.values())) < len(found):
         raise ValueError('two recordings would be written to one file: transcribe them in two calls')
     if format == 'ctm' and not folder and len({name.name for name in found.values()}) < len(found):
-        raise ValueError('two recordings have one name, and CTM holds no more of them: name a --folder, or transcribe them in two calls')
+        raise ValueError('two recordings have one name, and CTM holds no more of them: name a --folder, '
+                         'or transcribe them in two calls')
     search = Beam(lm_weight, word_bonus, beam_width, language_model=language_model and str(from_here(language_model)),
                   engine=engine, workers=workers)
     transcripts = transcribe_files(found, loaded, search if beam or language_model else None, pause)
@@ -246,10 +247,10 @@ def named_systems(names: list, # 'run', 'run@checkpoint', or a record's file
             for checkpoint, records in groups.items() for s in systems_of(records)]
 
 # %% ../nbs/29_cli.ipynb #all-systems
-def _like(system, split): # what systems must share to be compared: corpus, protocol, precision, utterances, folds, number of runs
+def _like(system, split): # what systems must share to be compared
     from self_distill.compare import data_of
-    r = system.records[0]
-    return r.corpus, r.protocol, r.config['training']['precision'], tuple(sorted((r.fold or 0, data_of(r, split)) for r in system.records))
+    runs, r = sorted((r.fold or 0, data_of(r, split)) for r in system.records), system.records[0]
+    return r.corpus, r.protocol, r.config['training']['precision'], tuple(runs)
 
 def all_systems(split: str) -> list: # of lists of `System` that can be compared
     "Everything under results/ whose best checkpoint has read a split"

@@ -83,7 +83,9 @@ def _language_model(decode):
     return content or name
 
 # %% ../nbs/24_compare.ipynb #compare-data
-def data_of(record: Record, split) -> str:
+def data_of(record: Record,
+            split: str # 'dev' or 'test'
+           ) -> str: # '130 utterances (1a2b3c)'
     "What identifies the utterances of a split: their number and a hash"
     text = repr([(u.id, u.reference) for u in record.utterances[split]])
     return f'{len(record.utterances[split])} utterances ({hashlib.sha256(text.encode()).hexdigest()[:6]})'

@@ -445,7 +445,7 @@ def config_dict(config: Config) -> dict:
         if new[key or section] == old[key or section]: del new[key or section]
     return values
 
-# %% ../nbs/00a_config.ipynb #portable
+# %% ../nbs/00a_config.ipynb #config-hash
 def portable(values # a config as nested dictionaries, or one value of it
             ):
     "The same, absolute paths made relative to the repository, or cut to their last part outside it"
@@ -454,7 +454,6 @@ def portable(values # a config as nested dictionaries, or one value of it
     path = Path(values)
     return path.relative_to(find_root()).as_posix() if path.is_relative_to(find_root()) else path.name
 
-# %% ../nbs/00a_config.ipynb #config-hash
 def config_hash(config # a `Config` or its dictionary
                ) -> str: # 12 hexadecimal digits
     "A short hash of all settings that can change a result"

@@ -171,7 +171,7 @@ def _stamped(manifest, cache, keep):
     return manifest.assign(key=[key for key, _ in stamps], size=[size for _, size in stamps])
 
 # %% ../nbs/04_corpora.ipynb #facts
-FACTS = ['frames', 'width', 'seconds', 'rate'] # NaN where they are not known; seconds by the file, duration by the manifest
+FACTS = ['frames', 'width', 'seconds', 'rate'] # NaN where unknown; `duration` is what the manifest says of seconds
 
 def _facts_folder(cache): return cache.folder.with_name('facts')
 

@@ -75,7 +75,7 @@ class _BeamSearch:
     workers: int = 2                  # processes that decode
 
 # %% ../nbs/23_evaluate.ipynb #beam
-DEFAULTS = dict(lm_weight=0.9, word_bonus=1.5, beam_width=10) # of [the guide](../docs/from_the_guide.md); the bonus is ours
+DEFAULTS = dict(lm_weight=0.9, word_bonus=1.5, beam_width=10) # as in docs/from_the_guide.md; the bonus is ours
 
 @dataclass(frozen=True)
 class Beam(_BeamSearch):

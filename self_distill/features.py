@@ -24,7 +24,7 @@ def _first_bytes(path):
 
 def _cut_short(file): # `soundfile.SoundFile`
     "Whether the header announces 0.1 s more than the file holds; libsndfile reads what there is and reports nothing"
-    spare = 64 + file.samplerate*file.channels//5 # bytes; a few lost milliseconds are allowed: recordings of Mboshi lack up to 68
+    spare = 64 + file.samplerate*file.channels//5 # bytes; recordings of Mboshi lack up to 68 ms
     sizes = re.findall(r': (\d+) \(should be (\d+)\)', file.extra_info)
     sphere = file.format == 'NIST' and re.search(rb'sample_count -i (\d+)', _first_bytes(file.name))
     return (any(int(held) + spare < int(announced) < UNKNOWN_LENGTH for announced, held in sizes)

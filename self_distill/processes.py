@@ -33,7 +33,8 @@ def together(device: torch.device # of this process
     alone = dist.is_initialized() or int(os.environ.get('WORLD_SIZE', 1)) == 1
     if alone: return (yield)
     if device.type == 'cuda': torch.cuda.set_device(device)
-    dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', timeout=timedelta(days=1)) # the first reading takes long
+    backend = 'nccl' if device.type == 'cuda' else 'gloo'
+    dist.init_process_group(backend, timeout=timedelta(days=1)) # the first reading of a corpus may take hours
     try: yield
     finally: dist.destroy_process_group()
 

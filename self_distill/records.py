@@ -125,7 +125,8 @@ def _problems(decode, utterances):
     "What does not agree between a decoding and the utterances of its split"
     words = [getattr(decode.words, name) for name in PARTS]
     sizes = [len(decode.hypotheses), *map(len, words)]
-    if set(sizes) != {len(utterances)}: yield f'hypotheses and counts have {sizes} entries for {len(utterances)} utterances'
+    if set(sizes) != {len(utterances)}:
+        yield f'hypotheses and counts have {sizes} entries for {len(utterances)} utterances'
     for u, text, s, d, i, n in zip(utterances, decode.hypotheses, *words):
         if n != len(u.reference.split()) or s + d > n or len(text.split()) != n - d + i:
             yield f'words of {u.id}: {n} in the reference, {d} deleted and {i} inserted do not fit its texts'

@@ -78,9 +78,9 @@ def _texts(k, system, decoder, split):
 
 # %% ../nbs/24a_report.ipynb #report-utterances
 def aligned_utterances(systems: list, # of System
-                  columns: list, # of `columns_of`
-                  split: str     # 'dev' or 'test'
-                 ) -> list:      # of dictionaries: id, speaker, seconds, reference, texts
+                       columns: list, # of `columns_of`
+                       split: str     # 'dev' or 'test'
+                      ) -> list:      # of dictionaries: id, speaker, seconds, reference, texts
     "Every utterance of a split with all its texts, aligned to the reference"
     found, by_name = {}, {s.name: s for s in systems}
     for k, c in enumerate(columns):

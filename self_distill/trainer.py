@@ -147,7 +147,8 @@ def _other_run(self: Trainer, payload):
     if changed: return (f'holds a run with other settings ({changed}); to train it longer, start a new run from it '
                         f'(training.initial_checkpoint={self.folder/"checkpoint_last.pt"})')
     if self.teacher and not is_teacher(self.teacher, payload['teacher']):
-        return f'this run was taught by another teacher than {self.config.teacher.checkpoint or self.teacher.config.run} is now'
+        named = self.config.teacher.checkpoint or self.teacher.config.run
+        return f'this run was taught by another teacher than {named} is now'
     changed = ', '.join(self._changed_corpus(payload))
     if changed: return f'{self.corpus.name} has changed since this run began ({changed}); restore it'
 

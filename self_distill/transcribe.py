@@ -212,8 +212,8 @@ def phrases(words,                   # of `Word`, in order
     group = []
     for word in words:
         text = ' '.join(w.word for w in [*group, word])
-        full = word.end - group[0].start > seconds or len(textwrap.wrap(text, 42)) > lines if group else False
-        if full or group and word.start - group[-1].end > 1:
+        if group and (word.start - group[-1].end > 1 or word.end - group[0].start > seconds
+                      or len(textwrap.wrap(text, 42)) > lines):
             yield group; group = []
         group.append(word)
     if group: yield group
