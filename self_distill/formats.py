@@ -251,7 +251,7 @@ def _audio(value, cache):
 # %% ../nbs/04c_formats.ipynb #huggingface
 def _arrow(folder, cache):
     "One split of a data set, row by row"
-    try: from nanoarrow import Array, ArrayStream, ipc
+    try: from nanoarrow import ArrayStream, ipc
     except ImportError:
         raise ValueError(f'{folder}: a data set of Hugging Face; pip install nanoarrow (the extra formats) to read it') from None
     for name in [f['filename'] for f in json.loads((folder/'state.json').read_text())['_data_files']]:
