@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from .config import Config, build_config
+from .config import Config
+from .config_io import build_config
 from .files import atomic_write, refuse_special, root_path, sync_folder, writing
 from .own_model import model_from
 from .text import Tokenizer

@@ -47,7 +47,7 @@ def _result(record):
 def train(config: Config, overrides: Overrides = None,
           notebook: Annotated[bool, typer.Option(help='run nbs/30_train.ipynb, or train in this process')] = True):
     "Train a run from wherever it stands to its end."
-    from self_distill.config import config_file, load_config
+    from self_distill.config_io import config_file, load_config
     from self_distill.files import root_path
     settings = load_config(config, overrides or [])
     if not notebook:
@@ -65,7 +65,7 @@ def train(config: Config, overrides: Overrides = None,
 @app.command()
 def prepare(overrides: Overrides = None, config: Config = 'configs/baseline.yaml'):
     "Look at a corpus before training: contents, all faults, costs."
-    from self_distill.config import load_config
+    from self_distill.config_io import load_config
     from self_distill.prepare import prepare
     if prepare(load_config(config, overrides or [])).faults: raise typer.Exit(1)
 
@@ -135,7 +135,7 @@ def lm(config: Config, overrides: Overrides = None,
        order: Annotated[int, typer.Option(min=1, max=6, help='longest n-gram, words')] = 3,
        text: _texts('text', 'more text to learn from, one sentence a line; may be repeated') = None):
     "Estimate language models of the training text."
-    from self_distill.config import load_config
+    from self_distill.config_io import load_config
     from self_distill.corpora import load_corpus
     from self_distill.language_model import language_model_report
     settings = load_config(config, overrides or [])

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from .config import config_hash
+from .config_io import config_hash
 from .metrics import PARTS, error_rate, error_rates_by
 from .records import Record, RecordError, decode_counts, find_decode
 from .significance import PairedTest, RunNoise, bootstrap_interval, p_text, paired_bootstrap, run_noise

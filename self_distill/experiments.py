@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 import self_distill
 from .checkpoint import load_checkpoint, weights_hash
-from .config import config_dict, config_file, config_hash, dotted
+from .config_io import config_dict, config_file, config_hash, dotted
 from .corpora import user_folder
 from .ensemble import numbered_checkpoints
 from .ensemble_table import evaluate_ensemble

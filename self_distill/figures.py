@@ -21,7 +21,7 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 from .compare import System
-from .config import portable
+from .config_io import portable
 from .experiments import notebook_path
 from .files import atomic_write, root_path
 from .plan import BeamSearch, find_row, read_plan, run_names

@@ -16,7 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .batches import output_frames
 from .checkpoint import LoadedModel
-from .config import Config, DataConfig, apply_override, build_config, config_dict, config_hash
+from .config import Config, DataConfig
+from .config_io import apply_override, build_config, config_dict, config_hash
 from .corpora import Corpus, fingerprint, heard, load_corpus
 from .ensemble import open_model
 from .environment import pick_device

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 
-from .config import Config, build_config
+from .config import Config
+from .config_io import build_config
 
 # %% ../nbs/03a_pictures.ipynb #sentence
 FOLLOW = {'the': ['red', 'dead', 'torn'], 'red': ['star', 'road'], 'dead': ['star', 'sea'], 'torn': ['sea', 'road'],

@@ -15,7 +15,8 @@ from typing import Annotated, Any, Optional
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .beam_search import WIDEST
-from .config import Config, at_most, config_file, config_hash, load_config, read_config_file
+from .config import Config, at_most
+from .config_io import config_file, config_hash, load_config, read_config_file
 from .evaluate import DEFAULTS, Beam, Greedy, SearchedBeam
 from .files import root_path
 from .teacher import describe_split, heard_test_speakers

@@ -20,7 +20,8 @@ import pandas as pd
 import torch
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from .config import Config, config_dict, config_hash, portable
+from .config import Config
+from .config_io import config_dict, config_hash, portable
 from .environment import Device, Git, Section, environment
 from .files import atomic_write, refuse_special, root_path
 from .metrics import PARTS, count_errors, error_rate

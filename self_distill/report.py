@@ -16,7 +16,7 @@ from matplotlib.image import imsave
 import self_distill
 from .checkpoint import load_model
 from .compare import compare, pooled_counts
-from .config import build_config
+from .config_io import build_config
 from .corpora import Corpus, load_corpus
 from .feature_cache import file_kinds
 from .features import read_audio

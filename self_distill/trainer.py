@@ -16,7 +16,8 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from .checkpoint import copy_checkpoint, load_checkpoint, remove_unfinished, save_checkpoint
-from .config import Config, build_config, config_dict, dotted
+from .config import Config
+from .config_io import build_config, config_dict, dotted
 from .files import root_path, writing
 from .learner import Learner, TrainingError, loader
 from .model import count_parameters

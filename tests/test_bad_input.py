@@ -11,7 +11,8 @@ from self_distill import an4, doctor, mboshi
 from self_distill.an4 import download, unpack
 from self_distill.batches import Utterance, UtteranceDataset, collate, epoch_batches, frame_batches, output_frames, too_short
 from self_distill.checkpoint import load_model
-from self_distill.config import ConfigError, DataConfig, FeatureConfig, TextConfig, build_config, config_dict
+from self_distill.config import DataConfig, FeatureConfig, TextConfig
+from self_distill.config_io import ConfigError, build_config, config_dict
 from self_distill.corpora import load_corpus
 from self_distill.environment import pick_device
 from self_distill.features import read_mfc

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest, torch
 
 from self_distill.checkpoint import CheckpointError, content_hash, copy_checkpoint, load_checkpoint, load_model, remove_unfinished, save_checkpoint, weights_hash
-from self_distill.config import Config, ModelConfig, config_dict
+from self_distill.config import Config, ModelConfig
+from self_distill.config_io import config_dict
 from self_distill.files import WriteError
 from self_distill.model import build_model
 from self_distill.text import Tokenizer

@@ -6,7 +6,8 @@ import numpy as np, pytest, soundfile
 from conftest import environment
 
 from self_distill import experiments, mboshi
-from self_distill.config import DataConfig, FeatureConfig, TextConfig, build_config
+from self_distill.config import DataConfig, FeatureConfig, TextConfig
+from self_distill.config_io import build_config
 from self_distill.corpora import load_corpus
 from self_distill.evaluate import evaluate
 from self_distill.formats import recognize

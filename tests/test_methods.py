@@ -7,7 +7,8 @@ from test_torture import TRAINING, settings
 
 from self_distill import trainer
 from self_distill.checkpoint import load_checkpoint
-from self_distill.config import Config, ConfigError, build_config, config_dict, config_hash
+from self_distill.config import Config
+from self_distill.config_io import ConfigError, build_config, config_dict, config_hash
 from self_distill.corpora import load_corpus
 from self_distill.language_model import training_sentences
 from self_distill.records import read_record

@@ -2,7 +2,8 @@
 import pytest, torch
 
 from self_distill.batches import UtteranceDataset, collate
-from self_distill.config import DataConfig, FeatureConfig, ModelConfig, TextConfig, load_config
+from self_distill.config import DataConfig, FeatureConfig, ModelConfig, TextConfig
+from self_distill.config_io import load_config
 from self_distill.corpora import load_corpus
 from self_distill.greedy import greedy_decode
 from self_distill.loss import hard_loss

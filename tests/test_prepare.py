@@ -4,7 +4,7 @@ from conftest import ROOT
 from self_distill.pictures import picture_values, write_pictures
 
 from self_distill.cli import main
-from self_distill.config import build_config
+from self_distill.config_io import build_config
 from self_distill.prepare import faults_of, look, prepare
 
 @pytest.fixture

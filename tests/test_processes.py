@@ -7,13 +7,13 @@ from test_torture import TRAINING, settings
 
 from self_distill import trainer
 from self_distill.checkpoint import load_checkpoint
-from self_distill.config import config_dict
+from self_distill.config_io import config_dict
 from self_distill.records import read_record
 from self_distill.training import train
 
 WORKER = '''
 import json, sys
-from self_distill.config import build_config
+from self_distill.config_io import build_config
 from self_distill.training import train
 train(build_config(json.loads(sys.argv[1])))
 '''

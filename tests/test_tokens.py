@@ -6,7 +6,8 @@ from self_distill.pictures import picture_config, write_pictures
 
 from self_distill.beam_search import BeamDecoder
 from self_distill.checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint
-from self_distill.config import Config, TextConfig, config_dict, config_hash
+from self_distill.config import Config, TextConfig
+from self_distill.config_io import config_dict, config_hash
 from self_distill.corpora import load_corpus
 from self_distill.evaluate import Beam, Greedy, evaluate
 from self_distill.ngrams import estimate_arpa

@@ -10,7 +10,8 @@ from conftest import ROOT, environment
 
 from self_distill import evaluate, learner, training
 from self_distill.checkpoint import load_checkpoint, save_checkpoint
-from self_distill.config import Config, build_config, config_dict
+from self_distill.config import Config
+from self_distill.config_io import build_config, config_dict
 from self_distill.corpora import load_corpus
 from self_distill.demo import demo_corpus
 from self_distill.experiments import run_notebook

@@ -5,7 +5,8 @@ import pytest, torch
 from self_distill.pictures import picture_config, write_pictures
 
 from self_distill.checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint
-from self_distill.config import Config, ModelConfig, build_config, config_dict, config_hash
+from self_distill.config import Config, ModelConfig
+from self_distill.config_io import build_config, config_dict, config_hash
 from self_distill.ensemble import load_ensemble, numbered_checkpoints, open_model
 from self_distill.ensemble_table import average_weights, evaluate_ensemble
 from self_distill.evaluate import Beam, Greedy, SearchedBeam, evaluate, search, search_table

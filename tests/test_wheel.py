@@ -5,7 +5,8 @@ import numpy as np, pytest, soundfile, torch
 from conftest import environment
 
 from self_distill.checkpoint import save_checkpoint
-from self_distill.config import Config, config_dict
+from self_distill.config import Config
+from self_distill.config_io import config_dict
 from self_distill.model import BiLSTMCTC
 from self_distill.text import Tokenizer
 
