@@ -237,6 +237,7 @@ class Batch:
     label_lengths: torch.Tensor # (B,)
     texts: list
     answers: torch.Tensor|None = None # (B, T', W) a teacher's, where they are stored
+    weight: float = 1. # of its sums (`share_weight` of 05a_processes)
 
     def __len__(self): return len(self.ids)
 

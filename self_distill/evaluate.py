@@ -17,7 +17,7 @@ import numpy as np, pandas as pd
 
 from .beam_search import BeamDecoder
 from .ensemble import checkpoint_name
-from .files import root_path
+from .files import file_sha256, root_path
 from .greedy import greedy_texts
 from .language_model import language_model_for
 from .ledger import LEDGER, append_ledger
@@ -60,7 +60,10 @@ def _beam_search(spec, opened):
 
 def _same_text(spec, settings):
     "Whether a decoding's language model is of the order and text that a decoder asks for"
-    if spec.language_model: return settings.get('language_model') == Path(spec.language_model).name
+    if spec.language_model:
+        path = root_path(spec.language_model)
+        same = not path.is_file() or file_sha256(path) == settings.get('language_model_sha256')
+        return same and settings.get('language_model') == path.name
     return (settings.get('language_model_order'), settings.get('extra_text', [])) == (spec.order, list(spec.extra_text))
 
 # %% ../nbs/23_evaluate.ipynb #beam-base

@@ -149,12 +149,12 @@ def train_step(self: Learner,
     t, sums, norms, buffers = self.config.training, {}, {}, [b.clone() for b in self.model.buffers()]
     self._own_random_numbers()
     self.objective.warm_up(self.update / self.updates_per_epoch)
-    [frames] = totals([int(sum(output_frames(batch.lengths).sum() for batch in window))], self.device)
+    [frames] = totals([float(sum(batch.weight * output_frames(batch.lengths).sum() for batch in window))], self.device)
     for batch in window:
         terms, valid = self._terms(batch.to(self.device), temperature)
         if not sums: norms = self.gradient_norms(terms, valid)
-        self.scaler.scale(terms.total() / frames).backward()
-        for name, value in terms.raw.items(): sums[name] = sums.get(name, 0.) + value.detach() / frames
+        self.scaler.scale(batch.weight * terms.total() / frames).backward()
+        for name, value in terms.raw.items(): sums[name] = sums.get(name, 0.) + batch.weight * value.detach() / frames
     add_gradients(self.parameters)
     self.scaler.unscale_(self.optimizer)
     norm = clip_grad_norm_(self.parameters, t.gradient_clip)
@@ -184,8 +184,9 @@ def gradient_norms(self: Learner, terms, frames) -> dict: # empty where this upd
     if not every or self.update % every: return norms
     [frames] = totals([frames], self.device)
     for name, value in terms.weighted().items():
-        grads = torch.autograd.grad(value / frames, list(self.model.parameters()), retain_graph=True, allow_unused=True)
-        norms[f'{name}_gradient'] = torch.stack([total(g).norm() for g in grads if g is not None]).norm()
+        grads = torch.autograd.grad(value / frames, list(self.model.parameters()), retain_graph=True,
+                                    materialize_grads=True) # zeros where there is none, in each process alike
+        norms[f'{name}_gradient'] = torch.stack([total(g).norm() for g in grads]).norm()
     return norms
 
 # %% ../nbs/17_learner.ipynb #skip

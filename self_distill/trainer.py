@@ -8,6 +8,7 @@ __all__ = ['POSITION', 'PARTS', 'MAY_CHANGE', 'TrainingStopped', 'Trainer', 'cha
 # %% ../nbs/17a_trainer.ipynb #imports
 import math, os, sys, time
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -21,7 +22,7 @@ from .config_io import build_config, config_dict, dotted
 from .files import root_path, writing
 from .learner import Learner, TrainingError, loader
 from .model import count_parameters
-from .processes import any_process, process_0_first, rank, share, wait
+from .processes import any_process, process_0_first, rank, share, share_weight, wait
 from .schedule import temperature_at
 from .signals import held_signals, stop_requests
 from .teacher import is_teacher, teacher_entry, teacher_precision, teacher_sentences, teacher_wer
@@ -40,8 +41,9 @@ class Trainer(Learner):
 def _windows(self: Trainer, epoch):
     "The windows of an epoch that are not done yet, each a list of micro-batches"
     n = self.config.training.gradient_accumulation_steps
-    batches = [share(b) for b in self.batches(epoch)[self.window * n:]]
-    batches = iter(loader(self.train_set, batches, self.config.training.workers))
+    left = self.batches(epoch)[self.window * n:]
+    read = loader(self.train_set, [share(b) for b in left], self.config.training.workers)
+    batches = (replace(batch, weight=share_weight(b)) for batch, b in zip(read, left))
     yield from iter(lambda: list(islice(batches, n)), [])
 
 # %% ../nbs/17a_trainer.ipynb #run-updates
