@@ -20,7 +20,7 @@ from .config import DataConfig, FeatureConfig
 from .corpora import data_path, read_lines, user_folder
 from .file_facts import file_stamp, stamp_key
 from .files import atomic_write, opened, refuse_special, root_path
-from .manifest import COLUMNS, OTHER_NAMES, SPLITS, path_ids, first_few
+from .manifest import COLUMNS, OTHER_NAMES, SPLITS, complete, first_few, path_ids, seconds_in
 
 # %% ../nbs/04c_formats.ipynb #names
 KNOWN = [*COLUMNS, 'start'] # seconds in a longer recording
@@ -295,7 +295,7 @@ def _refuse_overlap(table, source):
             shared = mine & (parts.start < heard - 0.01)
             if shared.any():
                 raise ValueError(f'{source}: {path}: what is heard in utterance {parts.id[shared].iloc[0]!r} is in '
-                                 'another split, too; keep each part in one')
+                                 'another split, too; keep each part in one (the column split says in which)')
 
 # %% ../nbs/04c_formats.ipynb #cut-out
 def _cut_out(path, start, seconds, cache):
@@ -321,14 +321,14 @@ def cut_segments(table: pd.DataFrame, # with `start` where an utterance is a par
                 ) -> pd.DataFrame:    # without `start`
     "A table in which every utterance is a file"
     if 'start' not in table: return table
-    table = table.assign(**{c: pd.to_numeric(table[c], errors='coerce') for c in ('start', 'duration') if c in table})
-    is_part = table.start.notna()
-    if 'duration' not in table or table.duration[is_part].isna().any():
+    table = table.assign(**{c: seconds_in(table, c, source) for c in ('start', 'duration') if c in table})
+    if 'duration' not in table or table.duration[table.start.notna()].isna().any():
         raise ValueError(f'{source}: a start needs a duration, both in seconds')
     if 'id' not in table: # before the paths become those of the cache
-        ids = zip(path_ids(table.path), table.start, is_part)
-        table['id'] = [f'{i}-{start}' if part else i for i, start, part in ids]
-    if 'split' in table: _refuse_overlap(table, source)
+        table['id'] = [i if pd.isna(start) else f'{i}-{start}' for i, start in zip(path_ids(table.path), table.start)]
+    table = complete(table, source) # with its splits
+    _refuse_overlap(table, source)
+    is_part = table.start.notna()
     rows = zip(is_part, table.path, table.start, table.duration)
     try: path = [_cut_out(*row, cache) if part else row[0] for part, *row in rows]
     except (soundfile.SoundFileError, OSError, ValueError) as e: raise ValueError(f'{source}: {e}') from None

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'SPLITS', 'UNKNOWN', 'OTHER_NAMES', 'first_few', 'check_manifest', 'every_eighth', 'default_split',
-           'path_ids', 'complete']
+           'seconds_in', 'path_ids', 'complete']
 
 # %% ../nbs/03b_manifest.ipynb #imports
 import os, warnings
@@ -76,14 +76,18 @@ def _with_dev(table, source):
     return split.mask(split.index.isin(drawn), 'dev')
 
 # %% ../nbs/03b_manifest.ipynb #durations
-def _durations(table, source):
-    "Seconds of each utterance as the table has them; NaN where it has none"
-    if 'duration' not in table: return np.nan
-    seconds = pd.to_numeric(table.duration, errors='coerce')
-    bad = (~(seconds > 0) | np.isinf(seconds)) & table.duration.notna()
-    if not bad.any(): return seconds
-    raise ValueError(f'{source}, utterance {table.id[bad.idxmax()]!r}: '
-                     f'duration {table.duration[bad.idxmax()]!r} is no number of seconds above 0')
+def seconds_in(table: pd.DataFrame,
+               column, # 'start' or 'duration'
+               source  # what to call the table in an error
+              ) -> pd.Series: # of float; NaN where a cell is empty
+    "The seconds in a column; what is no number, or no duration above 0, is refused"
+    cells = table[column].map(lambda c: None if isinstance(c, str) and not c.strip() else c)
+    seconds, above = pd.to_numeric(cells, errors='coerce').astype(float), 0 if column == 'duration' else -np.inf
+    bad = np.flatnonzero(cells.notna() & ~((seconds > above) & (seconds < np.inf)))
+    if not len(bad): return seconds
+    row = table.iloc[bad[0]]
+    raise ValueError(f'{source}, utterance {row.get("id", row.path)!r}: {column} {row[column]!r} is no number of seconds'
+                     f'{" above 0" if above == 0 else ""}; write it with a decimal point, such as 1.335')
 
 # %% ../nbs/03b_manifest.ipynb #ids
 def path_ids(paths) -> list:
@@ -106,4 +110,4 @@ def complete(table: pd.DataFrame, # with `path` and `text`
     table['speaker'] = speaker
     table['split'] = _with_dev(table, source) if 'split' in table else default_split(table) # empty cells are one speaker
     table['speaker'] = [s or f'{UNKNOWN} {id}' for s, id in zip(speaker, table.id)]
-    return table.assign(duration=_durations(table, source))
+    return table.assign(duration=seconds_in(table, 'duration', source) if 'duration' in table else np.nan)
