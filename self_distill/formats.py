@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from sys import intern
+from unicodedata import normalize
 
 import numpy as np, pandas as pd, soundfile
 
@@ -114,7 +115,7 @@ def _json_table(path):
 def read_table(path) -> pd.DataFrame: # every value of a CSV file a string as it is written
     "A table with a header, in which 'null' and 'NA' are words like any other, or JSON lines"
     path = Path(path)
-    if '.json' in path.name: table = _json_table(path)
+    if '.json' in path.name.lower(): table = _json_table(path)
     else:
         rows = _csv_rows(path)
         if fault := _rows_fault(rows): raise ValueError(f'{path}{fault}')
@@ -146,11 +147,15 @@ def _split_of(table, path):
     return table if 'split' in table or not (named := by_split([path])) else table.assign(split=named[0][0])
 
 # %% ../nbs/04c_formats.ipynb #located
+def _spellings(path):
+    "A path as it is written, and as another system writes it: é as one sign or as two (macOS), / for \\ (Windows)"
+    return dict.fromkeys([path, *(normalize(form, p) for p in (path, path.replace('\\', '/')) for form in ('NFC', 'NFD'))])
+
 def located(path, # of a recording, as it is written
             folder # of the table
            ) -> str:
     "Where a recording is"
-    places = [folder/path, folder/'clips'/path, user_folder()/path]
+    places = [place/p for p in _spellings(str(path)) for place in (folder, folder/'clips', user_folder())]
     return str(next((p for p in places if p.exists()), places[0]))
 
 def _all_located(paths, folder):
@@ -173,7 +178,7 @@ def own_table(path: Path, cache=None) -> pd.DataFrame:
     return table.assign(path=_all_located(table.path, path.parent))
 
 # %% ../nbs/04c_formats.ipynb #tables
-TABLES = re.compile(r'\.(csv|tsv|jsonl?)(\.gz)?$')
+TABLES = re.compile(r'\.(csv|tsv|jsonl?)(\.gz)?$', re.I)
 
 def _tables(folder): return [p for p in folder.iterdir() if TABLES.search(p.name)] if folder.is_dir() else []
 
@@ -353,6 +358,7 @@ def recognize(path: Path) -> str: # a key of `FORMATS`
     "The form of the corpus at a path"
     for name, (_, fits, _) in FORMATS.items():
         if fits(path): return name
+    if path.is_file(): raise ValueError(f'{path}: a table has the ending .csv, .tsv or .jsonl; rename it, or save it as one of these')
     known = '; '.join(f'{name}: {layout}' for name, (layout, *_) in FORMATS.items())
     raise ValueError(f'{path}: no corpus of a known form. Known are {known}')
 
