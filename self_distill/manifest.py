@@ -27,13 +27,15 @@ def _manifest_fault(manifest):
     missing = [c for c in COLUMNS if c not in manifest]
     if missing: return f'the manifest lacks the columns {missing}; it has {list(manifest)}'
     double = manifest.id[manifest.id.duplicated()].unique()
+    if len(double) and len(double) == manifest[manifest.id.isin(double)].path.nunique():
+        return f'recordings that stand in the table more than once: {first_few(double)}; keep one row of each, or give ids'
     if len(double): return f'ids given more than once: {first_few(double)}; each utterance needs its own'
     wrong = set(manifest.split) - set(SPLITS)
     if wrong: return f'splits {first_few(wrong)} are unknown; name them {", ".join(SPLITS)}'
     both = manifest.split.groupby(manifest.path.map(os.path.normpath)).nunique()
     if (both > 1).any(): return f'recordings in more than one split: {first_few(both.index[both > 1])}; keep each in one'
     if 'dev' not in set(manifest.split) and (manifest.empty or 'train' in set(manifest.split)):
-        return f'no utterance in split dev of {len(manifest)} utterances; an epoch is chosen by it'
+        return f'no utterance in split dev of {len(manifest)} utterances; an epoch is chosen by it: name some with transcripts dev'
 
 def check_manifest(manifest: pd.DataFrame, # with at least `COLUMNS`
                    source                  # what to call it in an error: the file or the corpus
@@ -48,18 +50,24 @@ def every_eighth(names) -> set:
     "The 8th, 16th, ... of the sorted names"
     return set(sorted(set(names))[7::8])
 
+def _told(table):
+    "The rows that have a transcript; only these can be dev or test"
+    return table[table.text.astype(str).str.strip() != ''] if 'text' in table else table
+
 def _unit(table):
     "What is divided: speakers, or utterances where there are fewer than eight speakers"
     return 'speaker' if table.speaker.nunique() >= 8 else 'id'
 
 def default_split(manifest: pd.DataFrame # with `id` and `speaker`
-                 ) -> list: # of split names
-    "Dev and test from every eighth speaker, or utterance where there are fewer than eight speakers"
-    unit = _unit(manifest)
+                 ) -> list: # of split names; None where a speaker of dev or test has no transcript
+    "Dev and test from every eighth speaker with transcripts, or utterance where there are fewer than eight"
+    told = _told(manifest)
+    unit = _unit(told)
     if unit == 'id': warnings.warn('fewer than eight speakers: utterances are divided, so dev and test voices are '
                                    'heard in training; give a split column to divide otherwise', stacklevel=3)
-    dev, test = every_eighth(manifest[unit]), set(sorted(set(manifest[unit]))[3::8])
-    return ['dev' if n in dev else 'test' if n in test else 'train' for n in manifest[unit]]
+    dev, test = every_eighth(told[unit]), set(sorted(set(told[unit]))[3::8])
+    split = pd.Series(['dev' if n in dev else 'test' if n in test else 'train' for n in manifest[unit]], manifest.index, object)
+    return split.where((split == 'train') | split.index.isin(told.index), None).tolist()
 
 # %% ../nbs/03b_manifest.ipynb #draw-dev
 OTHER_NAMES = dict(training='train', validation='dev', valid='dev', val='dev', devel='dev', development='dev', testing='test')
@@ -68,12 +76,21 @@ def _with_dev(table, source):
     "The splits of a table; a dev split is drawn from training where there is none"
     split = table.split.astype(str).str.strip().str.lower().replace(OTHER_NAMES)
     train = table[split == 'train']
-    names = every_eighth(train[_unit(train)])
+    told = _told(train)
+    names = every_eighth(told[_unit(told)])
     if 'dev' in set(split) or not names: return split
-    drawn = train.index[train[_unit(train)].isin(names)]
-    warnings.warn(f'{source}: has no dev split: every eighth training {dict(id="utterance").get(_unit(train), "speaker")} is '
+    theirs = train.index[train[_unit(told)].isin(names)]
+    drawn = theirs.intersection(told.index)
+    warnings.warn(f'{source}: has no dev split: every eighth training {dict(id="utterance").get(_unit(told), "speaker")} is '
                   f'dev ({len(drawn)} of {len(train)} utterances); give a dev split to choose otherwise', stacklevel=4)
-    return split.mask(split.index.isin(drawn), 'dev')
+    return split.astype(object).mask(split.index.isin(theirs), None).mask(split.index.isin(drawn), 'dev')
+
+def _without_untold(table, source):
+    "Without rows whose split is None: the speaker is in dev or test, and nobody has written what is said"
+    out = table.split.isna()
+    if out.any(): warnings.warn(f'{source}: {out.sum()} utterances without a transcript are left out: their speakers '
+                                'are in dev or test', stacklevel=3)
+    return table[~out].reset_index(drop=True)
 
 # %% ../nbs/03b_manifest.ipynb #durations
 def seconds_in(table: pd.DataFrame,
@@ -110,4 +127,5 @@ def complete(table: pd.DataFrame, # with `path` and `text`
     table['speaker'] = speaker
     table['split'] = _with_dev(table, source) if 'split' in table else default_split(table) # empty cells are one speaker
     table['speaker'] = [s or f'{UNKNOWN} {id}' for s, id in zip(speaker, table.id)]
-    return table.assign(duration=seconds_in(table, 'duration', source) if 'duration' in table else np.nan)
+    table['duration'] = seconds_in(table, 'duration', source) if 'duration' in table else np.nan
+    return _without_untold(table, source)
