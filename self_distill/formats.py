@@ -149,7 +149,8 @@ def _split_of(table, path):
 # %% ../nbs/04c_formats.ipynb #located
 def _spellings(path):
     "A path as it is written, and as another system writes it: é as one sign or as two (macOS), / for \\ (Windows)"
-    return dict.fromkeys([path, *(normalize(form, p) for p in (path, path.replace('\\', '/')) for form in ('NFC', 'NFD'))])
+    slashed = path.replace('\\', '/')
+    return dict.fromkeys([path, *(normalize(form, p) for p in (path, slashed) for form in ('NFC', 'NFD'))])
 
 def located(path, # of a recording, as it is written
             folder # of the table
@@ -358,7 +359,8 @@ def recognize(path: Path) -> str: # a key of `FORMATS`
     "The form of the corpus at a path"
     for name, (_, fits, _) in FORMATS.items():
         if fits(path): return name
-    if path.is_file(): raise ValueError(f'{path}: a table has the ending .csv, .tsv or .jsonl; rename it, or save it as one of these')
+    if path.is_file(): raise ValueError(f'{path}: a table has the ending .csv, .tsv or .jsonl; rename it, '
+                                        'or save it as one of these')
     known = '; '.join(f'{name}: {layout}' for name, (layout, *_) in FORMATS.items())
     raise ValueError(f'{path}: no corpus of a known form. Known are {known}')
 

@@ -28,14 +28,15 @@ def _manifest_fault(manifest):
     if missing: return f'the manifest lacks the columns {missing}; it has {list(manifest)}'
     double = manifest.id[manifest.id.duplicated()].unique()
     if len(double) and len(double) == manifest[manifest.id.isin(double)].path.nunique():
-        return f'recordings that stand in the table more than once: {first_few(double)}; keep one row of each, or give ids'
+        return f'recordings that stand in the table more than once: {first_few(double)}; keep a row of each, or give ids'
     if len(double): return f'ids given more than once: {first_few(double)}; each utterance needs its own'
     wrong = set(manifest.split) - set(SPLITS)
     if wrong: return f'splits {first_few(wrong)} are unknown; name them {", ".join(SPLITS)}'
     both = manifest.split.groupby(manifest.path.map(os.path.normpath)).nunique()
     if (both > 1).any(): return f'recordings in more than one split: {first_few(both.index[both > 1])}; keep each in one'
     if 'dev' not in set(manifest.split) and (manifest.empty or 'train' in set(manifest.split)):
-        return f'no utterance in split dev of {len(manifest)} utterances; an epoch is chosen by it: name some with transcripts dev'
+        return (f'no utterance in split dev of {len(manifest)} utterances; an epoch is chosen by it: '
+                'name some with transcripts dev')
 
 def check_manifest(manifest: pd.DataFrame, # with at least `COLUMNS`
                    source                  # what to call it in an error: the file or the corpus
@@ -66,8 +67,8 @@ def default_split(manifest: pd.DataFrame # with `id` and `speaker`
     if unit == 'id': warnings.warn('fewer than eight speakers: utterances are divided, so dev and test voices are '
                                    'heard in training; give a split column to divide otherwise', stacklevel=3)
     dev, test = every_eighth(told[unit]), set(sorted(set(told[unit]))[3::8])
-    split = pd.Series(['dev' if n in dev else 'test' if n in test else 'train' for n in manifest[unit]], manifest.index, object)
-    return split.where((split == 'train') | split.index.isin(told.index), None).tolist()
+    split = ['dev' if n in dev else 'test' if n in test else 'train' for n in manifest[unit]]
+    return [s if s == 'train' or is_told else None for s, is_told in zip(split, manifest.index.isin(told.index))]
 
 # %% ../nbs/03b_manifest.ipynb #draw-dev
 OTHER_NAMES = dict(training='train', validation='dev', valid='dev', val='dev', devel='dev', development='dev', testing='test')
@@ -81,8 +82,9 @@ def _with_dev(table, source):
     if 'dev' in set(split) or not names: return split
     theirs = train.index[train[_unit(told)].isin(names)]
     drawn = theirs.intersection(told.index)
-    warnings.warn(f'{source}: has no dev split: every eighth training {dict(id="utterance").get(_unit(told), "speaker")} is '
-                  f'dev ({len(drawn)} of {len(train)} utterances); give a dev split to choose otherwise', stacklevel=4)
+    kind = dict(id='utterance', speaker='speaker')[_unit(told)]
+    warnings.warn(f'{source}: has no dev split: every eighth training {kind} is dev ({len(drawn)} of {len(train)} '
+                  'utterances); give a dev split to choose otherwise', stacklevel=4)
     return split.astype(object).mask(split.index.isin(theirs), None).mask(split.index.isin(drawn), 'dev')
 
 def _without_untold(table, source):
@@ -103,8 +105,8 @@ def seconds_in(table: pd.DataFrame,
     bad = np.flatnonzero(cells.notna() & ~((seconds > above) & (seconds < np.inf)))
     if not len(bad): return seconds
     row = table.iloc[bad[0]]
-    raise ValueError(f'{source}, utterance {row.get("id", row.path)!r}: {column} {row[column]!r} is no number of seconds'
-                     f'{" above 0" if above == 0 else ""}; write it with a decimal point, such as 1.335')
+    raise ValueError(f'{source}, utterance {row.get("id", row.path)!r}: {column} {row[column]!r} is no number of '
+                     f'seconds{" above 0" if above == 0 else ""}; write it with a decimal point, such as 1.335')
 
 # %% ../nbs/03b_manifest.ipynb #ids
 def path_ids(paths) -> list:
