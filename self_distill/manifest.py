@@ -28,7 +28,7 @@ def _manifest_fault(manifest):
     if missing: return f'the manifest lacks the columns {missing}; it has {list(manifest)}'
     double = manifest.id[manifest.id.duplicated()].unique()
     if len(double) and len(double) == manifest[manifest.id.isin(double)].path.nunique():
-        return f'recordings that stand in the table more than once: {first_few(double)}; keep a row of each, or give ids'
+        return f'recordings that stand in the table more than once: {first_few(double)}; keep each once, or give ids'
     if len(double): return f'ids given more than once: {first_few(double)}; each utterance needs its own'
     wrong = set(manifest.split) - set(SPLITS)
     if wrong: return f'splits {first_few(wrong)} are unknown; name them {", ".join(SPLITS)}'

@@ -53,7 +53,7 @@ def _one_width(table):
 def _some_of_each(table):
     "With every eighth row of the largest split in each split that has none"
     told = table[table.text.str.strip() != ''] # dev and test need transcripts
-    split, largest = table.split.copy(), told.index[told.split == told.split.mode()[0]]
+    split, largest = table.split.copy(), told.index[told.split.isin(told.split.mode()[:1])]
     for k, empty in enumerate(s for s in SPLITS if s not in set(split)): split[largest[7 - k::8]] = empty
     return table.assign(split=split)
 
