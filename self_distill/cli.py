@@ -142,7 +142,8 @@ def lm(config: Config, overrides: Overrides = None,
     corpus = load_corpus(settings.data, settings.text, settings.features)
     report = language_model_report(corpus, settings, order, text or [])
     typer.echo(report.drop(columns='file').set_index('order').T.to_string())
-    typer.echo(f'{", ".join(report.file)} {"is" if order == 1 else "are"} written')
+    typer.echo(f'{", ".join(report.file)} {"is" if order == 1 else "are"} written\n'
+               f'Next: self-distill search --checkpoint … --language_model {report.file.iloc[-1]}')
 
 # %% ../nbs/29_cli.ipynb #ensemble
 @app.command()
@@ -181,17 +182,25 @@ GivenModel = Annotated[Optional[str], _option('language_model', 'with this ARPA 
 Pause = Annotated[float, typer.Option(min=0, help='seconds of quiet at which a recording is cut; 0: windows of 30 s')]
 
 # %% ../nbs/29_cli.ipynb #write-transcripts
+def _file_for(name, format, folder): return Path(folder)/f'{name}.{"txt" if format == "text" else format}'
+
+def _refuse_overwriting(found, format, folder):
+    "Refuse to write over what lies beside a recording, which may be a transcript by hand"
+    beside = {path.resolve().parent for path in found}
+    for file in (_file_for(name, format, folder) for name in found.values()):
+        if file.exists() and file.resolve().parent in beside:
+            raise ValueError(f'{file} is there already, beside its recording; name another --folder')
+
 def _write_transcripts(transcripts, names, format, folder):
     "Each transcript to the screen, under its name where there are several, or into a file"
     from self_distill.files import atomic_write
     from self_distill.transcribe import FORMATS
-    suffix = 'txt' if format == 'text' else format
     for t, name in zip(transcripts, names):
         text = FORMATS[format](t)
         if folder is None:
             typer.echo(f'{t.file}\n{text}\n' if len(names) > 1 and format == 'text' else text)
             continue
-        path = Path(folder)/f'{name}.{suffix}'
+        path = _file_for(name, format, folder)
         with atomic_write(path) as file: file.write(text + '\n')
         typer.echo(path)
 
@@ -213,6 +222,7 @@ def transcribe(files: Files, checkpoint: Checkpoints, format: Format = 'text', f
         raise ValueError(f'{len(found)} recordings: name a --folder for their subtitles')
     if folder and len(set(found.values())) < len(found):
         raise ValueError('two recordings would be written to one file: transcribe them in two calls')
+    if folder: _refuse_overwriting(found, format, folder)
     if format == 'ctm' and not folder and len({name.name for name in found.values()}) < len(found):
         raise ValueError('two recordings have one name, and CTM holds no more of them: name a --folder, '
                          'or transcribe them in two calls')

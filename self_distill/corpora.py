@@ -153,7 +153,8 @@ def _row_text(row, normalize):
     "A row's normalized transcript"
     text = normalize(row.text)
     if not text and (row.split != 'train' or row.text.strip()):
-        raise ValueError(f'its transcript {row.text!r} holds no word; write what is spoken')
+        raise ValueError(f'its transcript {row.text!r} holds no word' + ('' if row.text.strip() else
+                         f', and it is in {row.split}, where every utterance needs one') + '; write what is spoken')
     return row.text if text == row.text else text # one string in memory, not two
 
 # %% ../nbs/04_corpora.ipynb #check-labels
@@ -263,15 +264,14 @@ def _untranscribed(manifest, share):
 
 # %% ../nbs/04_corpora.ipynb #read-texts
 def _read_texts(manifest, text, share, keep, tokenizer):
-    "The rows whose text can be spelled, normalized; the vocabulary; (written, normalized) where the two differ"
+    "The rows whose text can be spelled, normalized, with the text as it was `written`; the vocabulary"
     normalize = normalizer(text)
     manifest, texts = keep(manifest, lambda row: _row_text(row, normalize))
-    written, manifest['text'] = manifest.text, texts
+    manifest = manifest.assign(written=manifest.text, text=texts)
     manifest.loc[_untranscribed(manifest, share), 'text'] = ''
     own, tokenizer = tokenizer is None, tokenizer or build_tokenizer(text, manifest.text[manifest.split == 'train'])
-    check_digits(text, tokenizer, written)
-    manifest, _ = keep(manifest, lambda row: _check_labels(row, tokenizer, own))
-    return manifest, tokenizer, [(a, b) for a, b in zip(written, texts) if a != b]
+    check_digits(text, tokenizer, manifest.written)
+    return keep(manifest, lambda row: _check_labels(row, tokenizer, own))[0], tokenizer
 
 # %% ../nbs/04_corpora.ipynb #read-files
 def _read_files(manifest, cache, data, keep):
@@ -301,7 +301,7 @@ def load_corpus(data: DataConfig,        # which corpus, where, how it is split
     keep = lambda manifest, check: _each_row(manifest, check, data.on_error, skipped)
     table = complete(make(data, features), source)
     unused, table = [c for c in table if c not in COLUMNS], check_manifest(table, source)
-    manifest, tokenizer, changes = _read_texts(table, text, data.transcribed, keep, tokenizer)
+    manifest, tokenizer = _read_texts(table, text, data.transcribed, keep, tokenizer)
     manifest, exact, note = _read_files(manifest, cache, data, keep)
     check_manifest(manifest, f'{source} ({len(skipped)} utterances skipped)')
     facts, width = _facts_folder(cache), _one_width(manifest.width, source)
@@ -310,6 +310,7 @@ def load_corpus(data: DataConfig,        # which corpus, where, how it is split
     notes = [*_notes(unused, manifest, features.sample_rate), *([note] if note else [])]
     frames = manifest.frames.astype(int)
     duration = manifest.duration.fillna(_seconds(manifest))
+    changes = [(a, b) for a, b in zip(manifest.written, manifest.text) if b and a != b]
     manifest = manifest[COLUMNS].assign(duration=duration, frames=frames).copy() # frees what the table held
     return Corpus(data.corpus, manifest, cache, width, features.kind == 'log_mel', tokenizer, skipped, notes, changes,
                   facts, None if exact else cache.header)

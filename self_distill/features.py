@@ -47,8 +47,10 @@ def _readable(path):
     "What soundfile cannot read is refused with a remedy"
     try: yield
     except (soundfile.SoundFileError, RuntimeError, OSError) as e:
-        raise ValueError(f'{path}: not readable as audio ({e}); copy it again, or convert it to WAV or FLAC '
-                         f'(ffmpeg -i {path.name} {path.stem}.wav)') from None
+        other = path.stem + ('.flac' if path.suffix.lower() == '.wav' else '.wav')
+        raise ValueError(f'{path}: is empty, a file of 0 bytes; copy it again' if not path.stat().st_size else
+                         f'{path}: not readable as audio ({e}); copy it again, or convert it to WAV or FLAC '
+                         f'(ffmpeg -i {path.name} {other})') from None
 
 # %% ../nbs/02_features.ipynb #one-channel
 def _one_channel(samples): # (n, channels)

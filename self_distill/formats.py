@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from sys import intern
+from unicodedata import normalize
 
 import numpy as np, pandas as pd, soundfile
 
@@ -20,7 +21,7 @@ from .config import DataConfig, FeatureConfig
 from .corpora import data_path, read_lines, user_folder
 from .file_facts import file_stamp, stamp_key
 from .files import atomic_write, opened, refuse_special, root_path
-from .manifest import COLUMNS, OTHER_NAMES, SPLITS, path_ids, first_few
+from .manifest import COLUMNS, OTHER_NAMES, SPLITS, complete, first_few, path_ids, seconds_in
 
 # %% ../nbs/04c_formats.ipynb #names
 KNOWN = [*COLUMNS, 'start'] # seconds in a longer recording
@@ -114,7 +115,7 @@ def _json_table(path):
 def read_table(path) -> pd.DataFrame: # every value of a CSV file a string as it is written
     "A table with a header, in which 'null' and 'NA' are words like any other, or JSON lines"
     path = Path(path)
-    if '.json' in path.name: table = _json_table(path)
+    if '.json' in path.name.lower(): table = _json_table(path)
     else:
         rows = _csv_rows(path)
         if fault := _rows_fault(rows): raise ValueError(f'{path}{fault}')
@@ -146,11 +147,16 @@ def _split_of(table, path):
     return table if 'split' in table or not (named := by_split([path])) else table.assign(split=named[0][0])
 
 # %% ../nbs/04c_formats.ipynb #located
+def _spellings(path):
+    "A path as it is written, and as another system writes it: é as one sign or as two (macOS), / for \\ (Windows)"
+    slashed = path.replace('\\', '/')
+    return dict.fromkeys([path, *(normalize(form, p) for p in (path, slashed) for form in ('NFC', 'NFD'))])
+
 def located(path, # of a recording, as it is written
             folder # of the table
            ) -> str:
     "Where a recording is"
-    places = [folder/path, folder/'clips'/path, user_folder()/path]
+    places = [place/p for p in _spellings(str(path)) for place in (folder, folder/'clips', user_folder())]
     return str(next((p for p in places if p.exists()), places[0]))
 
 def _all_located(paths, folder):
@@ -173,7 +179,7 @@ def own_table(path: Path, cache=None) -> pd.DataFrame:
     return table.assign(path=_all_located(table.path, path.parent))
 
 # %% ../nbs/04c_formats.ipynb #tables
-TABLES = re.compile(r'\.(csv|tsv|jsonl?)(\.gz)?$')
+TABLES = re.compile(r'\.(csv|tsv|jsonl?)(\.gz)?$', re.I)
 
 def _tables(folder): return [p for p in folder.iterdir() if TABLES.search(p.name)] if folder.is_dir() else []
 
@@ -295,7 +301,7 @@ def _refuse_overlap(table, source):
             shared = mine & (parts.start < heard - 0.01)
             if shared.any():
                 raise ValueError(f'{source}: {path}: what is heard in utterance {parts.id[shared].iloc[0]!r} is in '
-                                 'another split, too; keep each part in one')
+                                 'another split, too; keep each part in one (the column split says in which)')
 
 # %% ../nbs/04c_formats.ipynb #cut-out
 def _cut_out(path, start, seconds, cache):
@@ -321,14 +327,14 @@ def cut_segments(table: pd.DataFrame, # with `start` where an utterance is a par
                 ) -> pd.DataFrame:    # without `start`
     "A table in which every utterance is a file"
     if 'start' not in table: return table
-    table = table.assign(**{c: pd.to_numeric(table[c], errors='coerce') for c in ('start', 'duration') if c in table})
-    is_part = table.start.notna()
-    if 'duration' not in table or table.duration[is_part].isna().any():
+    table = table.assign(**{c: seconds_in(table, c, source) for c in ('start', 'duration') if c in table})
+    if 'duration' not in table or table.duration[table.start.notna()].isna().any():
         raise ValueError(f'{source}: a start needs a duration, both in seconds')
     if 'id' not in table: # before the paths become those of the cache
-        ids = zip(path_ids(table.path), table.start, is_part)
-        table['id'] = [f'{i}-{start}' if part else i for i, start, part in ids]
-    if 'split' in table: _refuse_overlap(table, source)
+        table['id'] = [i if pd.isna(start) else f'{i}-{start}' for i, start in zip(path_ids(table.path), table.start)]
+    table = complete(table, source) # with its splits
+    _refuse_overlap(table, source)
+    is_part = table.start.notna()
     rows = zip(is_part, table.path, table.start, table.duration)
     try: path = [_cut_out(*row, cache) if part else row[0] for part, *row in rows]
     except (soundfile.SoundFileError, OSError, ValueError) as e: raise ValueError(f'{source}: {e}') from None
@@ -353,6 +359,8 @@ def recognize(path: Path) -> str: # a key of `FORMATS`
     "The form of the corpus at a path"
     for name, (_, fits, _) in FORMATS.items():
         if fits(path): return name
+    if path.is_file(): raise ValueError(f'{path}: a table has the ending .csv, .tsv or .jsonl; rename it, '
+                                        'or save it as one of these')
     known = '; '.join(f'{name}: {layout}' for name, (layout, *_) in FORMATS.items())
     raise ValueError(f'{path}: no corpus of a known form. Known are {known}')
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'SPLITS', 'UNKNOWN', 'OTHER_NAMES', 'first_few', 'check_manifest', 'every_eighth', 'default_split',
-           'path_ids', 'complete']
+           'seconds_in', 'path_ids', 'complete']
 
 # %% ../nbs/03b_manifest.ipynb #imports
 import os, warnings
@@ -27,13 +27,16 @@ def _manifest_fault(manifest):
     missing = [c for c in COLUMNS if c not in manifest]
     if missing: return f'the manifest lacks the columns {missing}; it has {list(manifest)}'
     double = manifest.id[manifest.id.duplicated()].unique()
+    if len(double) and len(double) == manifest[manifest.id.isin(double)].path.nunique():
+        return f'recordings that stand in the table more than once: {first_few(double)}; keep each once, or give ids'
     if len(double): return f'ids given more than once: {first_few(double)}; each utterance needs its own'
     wrong = set(manifest.split) - set(SPLITS)
     if wrong: return f'splits {first_few(wrong)} are unknown; name them {", ".join(SPLITS)}'
     both = manifest.split.groupby(manifest.path.map(os.path.normpath)).nunique()
     if (both > 1).any(): return f'recordings in more than one split: {first_few(both.index[both > 1])}; keep each in one'
     if 'dev' not in set(manifest.split) and (manifest.empty or 'train' in set(manifest.split)):
-        return f'no utterance in split dev of {len(manifest)} utterances; an epoch is chosen by it'
+        return (f'no utterance in split dev of {len(manifest)} utterances; an epoch is chosen by it: '
+                'name some with transcripts dev')
 
 def check_manifest(manifest: pd.DataFrame, # with at least `COLUMNS`
                    source                  # what to call it in an error: the file or the corpus
@@ -48,18 +51,24 @@ def every_eighth(names) -> set:
     "The 8th, 16th, ... of the sorted names"
     return set(sorted(set(names))[7::8])
 
+def _told(table):
+    "The rows that have a transcript; only these can be dev or test"
+    return table[table.text.astype(str).str.strip() != ''] if 'text' in table else table
+
 def _unit(table):
     "What is divided: speakers, or utterances where there are fewer than eight speakers"
     return 'speaker' if table.speaker.nunique() >= 8 else 'id'
 
 def default_split(manifest: pd.DataFrame # with `id` and `speaker`
-                 ) -> list: # of split names
-    "Dev and test from every eighth speaker, or utterance where there are fewer than eight speakers"
-    unit = _unit(manifest)
+                 ) -> list: # of split names; None where a speaker of dev or test has no transcript
+    "Dev and test from every eighth speaker with transcripts, or utterance where there are fewer than eight"
+    told = _told(manifest)
+    unit = _unit(told)
     if unit == 'id': warnings.warn('fewer than eight speakers: utterances are divided, so dev and test voices are '
                                    'heard in training; give a split column to divide otherwise', stacklevel=3)
-    dev, test = every_eighth(manifest[unit]), set(sorted(set(manifest[unit]))[3::8])
-    return ['dev' if n in dev else 'test' if n in test else 'train' for n in manifest[unit]]
+    dev, test = every_eighth(told[unit]), set(sorted(set(told[unit]))[3::8])
+    split = ['dev' if n in dev else 'test' if n in test else 'train' for n in manifest[unit]]
+    return [s if s == 'train' or is_told else None for s, is_told in zip(split, manifest.index.isin(told.index))]
 
 # %% ../nbs/03b_manifest.ipynb #draw-dev
 OTHER_NAMES = dict(training='train', validation='dev', valid='dev', val='dev', devel='dev', development='dev', testing='test')
@@ -68,22 +77,36 @@ def _with_dev(table, source):
     "The splits of a table; a dev split is drawn from training where there is none"
     split = table.split.astype(str).str.strip().str.lower().replace(OTHER_NAMES)
     train = table[split == 'train']
-    names = every_eighth(train[_unit(train)])
+    told = _told(train)
+    names = every_eighth(told[_unit(told)])
     if 'dev' in set(split) or not names: return split
-    drawn = train.index[train[_unit(train)].isin(names)]
-    warnings.warn(f'{source}: has no dev split: every eighth training {dict(id="utterance").get(_unit(train), "speaker")} is '
-                  f'dev ({len(drawn)} of {len(train)} utterances); give a dev split to choose otherwise', stacklevel=4)
-    return split.mask(split.index.isin(drawn), 'dev')
+    theirs = train.index[train[_unit(told)].isin(names)]
+    drawn = theirs.intersection(told.index)
+    kind = dict(id='utterance', speaker='speaker')[_unit(told)]
+    warnings.warn(f'{source}: has no dev split: every eighth training {kind} is dev ({len(drawn)} of {len(train)} '
+                  'utterances); give a dev split to choose otherwise', stacklevel=4)
+    return split.astype(object).mask(split.index.isin(theirs), None).mask(split.index.isin(drawn), 'dev')
+
+def _without_untold(table, source):
+    "Without rows whose split is None: the speaker is in dev or test, and nobody has written what is said"
+    out = table.split.isna()
+    if out.any(): warnings.warn(f'{source}: {out.sum()} utterances without a transcript are left out: their speakers '
+                                'are in dev or test', stacklevel=3)
+    return table[~out].reset_index(drop=True)
 
 # %% ../nbs/03b_manifest.ipynb #durations
-def _durations(table, source):
-    "Seconds of each utterance as the table has them; NaN where it has none"
-    if 'duration' not in table: return np.nan
-    seconds = pd.to_numeric(table.duration, errors='coerce')
-    bad = (~(seconds > 0) | np.isinf(seconds)) & table.duration.notna()
-    if not bad.any(): return seconds
-    raise ValueError(f'{source}, utterance {table.id[bad.idxmax()]!r}: '
-                     f'duration {table.duration[bad.idxmax()]!r} is no number of seconds above 0')
+def seconds_in(table: pd.DataFrame,
+               column, # 'start' or 'duration'
+               source  # what to call the table in an error
+              ) -> pd.Series: # of float; NaN where a cell is empty
+    "The seconds in a column; what is no number, or no duration above 0, is refused"
+    cells = table[column].map(lambda c: None if isinstance(c, str) and not c.strip() else c)
+    seconds, above = pd.to_numeric(cells, errors='coerce').astype(float), 0 if column == 'duration' else -np.inf
+    bad = np.flatnonzero(cells.notna() & ~((seconds > above) & (seconds < np.inf)))
+    if not len(bad): return seconds
+    row = table.iloc[bad[0]]
+    raise ValueError(f'{source}, utterance {row.get("id", row.path)!r}: {column} {row[column]!r} is no number of '
+                     f'seconds{" above 0" if above == 0 else ""}; write it with a decimal point, such as 1.335')
 
 # %% ../nbs/03b_manifest.ipynb #ids
 def path_ids(paths) -> list:
@@ -106,4 +129,5 @@ def complete(table: pd.DataFrame, # with `path` and `text`
     table['speaker'] = speaker
     table['split'] = _with_dev(table, source) if 'split' in table else default_split(table) # empty cells are one speaker
     table['speaker'] = [s or f'{UNKNOWN} {id}' for s, id in zip(speaker, table.id)]
-    return table.assign(duration=_durations(table, source))
+    table['duration'] = seconds_in(table, 'duration', source) if 'duration' in table else np.nan
+    return _without_untold(table, source)

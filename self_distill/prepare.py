@@ -52,12 +52,13 @@ def _one_width(table):
 # %% ../nbs/18a_prepare.ipynb #prepare-fill-splits
 def _some_of_each(table):
     "With every eighth row of the largest split in each split that has none"
-    split, largest = table.split.copy(), table.index[table.split == table.split.mode()[0]]
+    told = table[table.text.str.strip() != ''] # dev and test need transcripts
+    split, largest = table.split.copy(), told.index[told.split.isin(told.split.mode()[:1])]
     for k, empty in enumerate(s for s in SPLITS if s not in set(split)): split[largest[7 - k::8]] = empty
     return table.assign(split=split)
 
 # %% ../nbs/18a_prepare.ipynb #prepare-mends
-MENDS = {'ids given more than once': _first_of_each, 'are unknown; name them': _known_splits,
+MENDS = {' more than once: ': _first_of_each, 'are unknown; name them': _known_splits,
          'no utterance in split': _some_of_each, 'recordings in more than one split': _one_split_each,
          'would be spelled in English': _without_digits, 'frames of different widths': _one_width,
          'recordings with the same content': _own_contents} # by words of the fault

@@ -97,6 +97,8 @@ def test_lm(say, root):
     assert code == 0, err
     assert all(words in out for words in ('dev perplexity', 'unknown dev words', 'dev sentences in the text', 'test sentences in the text', '.arpa are written'))
     assert re.search(r'^sentences +81 +81$', out, re.M)                               # 80 of the training split, one of the file
+    arpa = out.partition('Next: self-distill search --checkpoint … --language_model ')[2].strip()
+    assert arpa.endswith('.arpa') and (root/arpa).is_file()
 
 def test_compare(say, root):
     for run in ('pictures', 'other'):
@@ -145,6 +147,11 @@ def test_transcribe_a_folder_into_files(say, root):
     for k in (4, 10): shutil.copy(root/f'{k}.npy', root/'some/deep')
     code, out, err = say('transcribe', root/'some', '--checkpoint', BEST, '--format', 'srt', '--folder', root/'subtitles')
     assert code == 0 and sorted(p.name for p in (root/'subtitles/deep').iterdir()) == ['10.srt', '4.srt']
+    assert say('transcribe', root/'some', '--checkpoint', BEST, '--format', 'srt', '--folder', root/'subtitles')[0] == 0 # once more
+    (root/'some/deep/4.txt').write_text('by hand')
+    code, out, err = say('transcribe', root/'some', '--checkpoint', BEST, '--folder', root/'some')
+    assert code == 1 and 'deep/4.txt is there already, beside its recording; name another --folder' in err
+    assert (root/'some/deep/4.txt').read_text() == 'by hand' and not (root/'some/deep/10.txt').exists()
     assert re.match(r'1\n00:00:0\d,\d{3} --> 00:00:0\d,\d{3}\n\w', (root/'subtitles/deep/4.srt').read_text())
 
 def test_export(say, root, refuses, monkeypatch):

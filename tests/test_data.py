@@ -189,6 +189,7 @@ def test_a_word_that_training_lacks_stays_in_dev_and_test(tmp_path):
 
 @pytest.mark.parametrize('damage, reason', [
     (lambda p: p.write_bytes(b'RIFF'), 'not readable as audio'),
+    (lambda p: p.write_bytes(b''), 'is empty, a file of 0 bytes'),
     (lambda p: p.unlink(), 'no such'),
     (lambda p: soundfile.write(p, np.zeros(0), 16000, format='WAV'), 'empty'),
     (lambda p: soundfile.write(p, np.zeros(100), 16000, format='FLAC'), 'shorter than one window')])
@@ -291,6 +292,25 @@ def test_what_the_normalizer_changed_is_shown(own):
     assert corpus.changes == [('Yes', 'yes'), ('Press 1!', 'press one')]
     assert corpus.text_report() == ("29 tokens: ␣ ' a b c d e f g h i j k l m n o p q r s t u v w x y z\n"
                                     "2 transcripts changed by the normalizer; 'Press 1!' → 'press one'; 'Yes' → 'yes'")
+
+def test_changes_are_those_of_the_rows_that_remain(own):
+    for row, text in zip(own.rows, ['yes', 'Yes', 'No', 'Gö']): row[1] = text
+    own.rows[1][0] = 'missing.wav'
+    assert own.load(on_error='skip').changes == [('No', 'no')]
+
+def test_dev_and_test_are_drawn_from_what_has_a_transcript(own):
+    own.columns, own.rows = ['path', 'text', 'speaker'], []
+    for n in range(20):
+        own.record(f'u{n}.wav', 0.1*np.random.default_rng(n).normal(size=8000))
+        own.rows.append([f'u{n}.wav', 'yes' if n < 9 else '', f's{n % 18:02d}']) # s00 and s01 have one of each
+    assert own.load().summary().utterances.to_dict() == dict(train=18, dev=1, test=1)
+    own.rows[18][2] = 's07'
+    with pytest.warns(UserWarning, match='m.csv: 1 utterances without a transcript are left out: their speakers are in dev or test') as warned:
+        corpus = own.load()
+    assert len(warned) == 1 and len(corpus.manifest) == 19 and list(corpus.rows('dev').speaker) == ['s07']
+    own.columns.append('split')
+    for n, row in enumerate(own.rows): row.append('dev' if n > 16 else 'train')
+    with pytest.raises(ValueError, match="utterance 'u17': its transcript '' holds no word, and it is in dev, where every utterance needs one"): own.load()
 
 def test_what_is_used_and_may_not_be_meant_is_noted(own):
     assert own.load().notes == []
