@@ -11,7 +11,7 @@ __all__ = ['app', 'Config', 'Overrides', 'CHECKPOINT', 'Checkpoints', 'Split', '
            'experiments', 'figures', 'doctor', 'demo', 'main']
 
 # %% ../nbs/29_cli.ipynb #imports
-import os, sys, time
+import json, os, sys, time
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -246,12 +246,13 @@ def named_systems(names: list, # 'run', 'run@checkpoint', or a record's file
                  ) -> list:    # of `System`
     "Systems from what a person types, grouped by recipe and checkpoint"
     from self_distill.compare import System, systems_of
-    from self_distill.records import read_record, record_path
+    from self_distill.records import RecordError, read_record, record_path
     groups = {}
     for name in names:
         run, _, checkpoint = name.partition('@')
-        path = run if run.endswith('.json') else record_path(run, folder)
-        groups.setdefault(checkpoint or 'best', []).append(read_record(path))
+        record = read_record(run if run.endswith('.json') else record_path(run, folder))
+        if record.kind == 'benchmark': raise RecordError(f'{run}: measures speed and holds no errors; leave it out')
+        groups.setdefault(checkpoint or 'best', []).append(record)
     def named(s, checkpoint): return s.name if checkpoint == 'best' else f'{s.name} {checkpoint}'
     return [System(named(s, checkpoint), s.records, checkpoint)
             for checkpoint, records in groups.items() for s in systems_of(records)]
@@ -330,12 +331,18 @@ def experiments(plan: Plan, overrides: Overrides = None, jobs: Jobs = 1,
     """Run what is missing of a plan, teachers first.
 
     Options of Snakemake, the engine, follow after --."""
-    from self_distill.experiments import load_plan, run_one, run_plan, select, status_table, summary_line
+    from self_distill.experiments import (load_plan, run_one, run_plan, select, status_table, summary_line,
+                                          teacher_notes)
     settings, engine = split_engine_options(overrides or [])
+    beside = {'--dry-run': dry_run, '--status': status, '--device': device, '--group': group, '--jobs': jobs > 1,
+              '--': engine}
+    unheard = ', '.join(name for name, given in beside.items() if given)
+    if run and unheard: raise ValueError(f'--run trains one run in this process: leave out {unheard}')
     if run: run_one(plan, run, settings)
     elif status:
         runs = select(load_plan(plan, settings), group or ())
-        typer.echo(f'{status_table(runs).to_string(index=False)}\n{summary_line(runs, jobs)}')
+        table = status_table(runs).to_string(index=False)
+        typer.echo('\n'.join([table, *teacher_notes(runs), summary_line(runs, jobs)]))
     else: run_plan(plan, settings, jobs, device or (), group or (), dry_run, engine)
 
 # %% ../nbs/29_cli.ipynb #figures
@@ -358,6 +365,20 @@ def doctor():
 # %% ../nbs/29_cli.ipynb #demo-places
 DEMO = 'configs/experiments/demo.yaml'
 DEMO_RECORDS, DEMO_FIGURES = 'runs/demo/results', 'runs/demo/figures'
+
+# %% ../nbs/29_cli.ipynb #demo-plan
+def _demo_plan(overrides):
+    "The demo's plan, or a copy of it with other settings in every row"
+    from self_distill.config_io import apply_override, config_file, dotted
+    from self_distill.files import atomic_write, root_path
+    from self_distill.plan import read_plan
+    if not overrides: return DEMO
+    settings, path = {}, root_path(DEMO_RECORDS).with_name('plan.yaml')
+    for override in overrides: apply_override(settings, override)
+    row = dict(overrides=dotted(settings))
+    groups = {g: dict(rows=dict.fromkeys(part.rows, row)) for g, part in read_plan(DEMO).groups.items()}
+    with atomic_write(path) as file: json.dump(dict(extends=str(config_file(DEMO)), groups=groups), file, indent=1)
+    return str(path)
 
 # %% ../nbs/29_cli.ipynb #demo-run
 def _demo_run(run, step):
@@ -386,7 +407,7 @@ def demo(overrides: Overrides = None):
     typer.echo('\n5 of 6: comparison\n')
     _comparison([named_systems([run.name for run in runs], DEMO_RECORDS)], 'test')
     typer.echo('\n6 of 6: figures\n')
-    make_figures(plan=DEMO, records=DEMO_RECORDS, folder=DEMO_FIGURES)
+    make_figures(plan=_demo_plan(overrides), records=DEMO_RECORDS, folder=DEMO_FIGURES)
     typer.echo(f'\n{time.monotonic() - start:.0f} s. Records and test readings: {DEMO_RECORDS}/; figures: {DEMO_FIGURES}/; '
                'curves: tensorboard --logdir logs')
 

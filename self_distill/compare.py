@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LANGUAGE_MODEL', 'MIN_RUNS', 'System', 'recipe', 'row_name', 'systems_of', 'pooled_counts', 'data_of',
-           'check_comparable', 'noise_of', 'Comparison', 'compare', 'rate_text', 'summary_table', 'added_table',
-           'comparison_text', 'pooled_test', 'by_speaker']
+           'check_comparable', 'noise_of', 'has_other_teacher', 'Comparison', 'compare', 'rate_text', 'summary_table',
+           'added_table', 'comparison_text', 'pooled_test', 'by_speaker']
 
 # %% ../nbs/24_compare.ipynb #compare-imports
 import copy, hashlib, re
@@ -193,6 +193,14 @@ def _processor(record): return f'{record.device.type} ({record.device.name})'
 
 def _listed(found): return '; '.join(f'{name}: {", ".join(map(str, values))}' for name, values in found.items())
 
+# %% ../nbs/24_compare.ipynb #compare-other-teacher
+def has_other_teacher(student: Record,
+                      teacher: Record # of the run that the student names
+                     ) -> bool: # False where a record does not name its weights
+    "Whether a student was taught by other weights than its teacher's record names: it was trained anew since"
+    named = {d.weights_sha256 for d in teacher.decodes} - {None}
+    return bool(named and student.teacher.weights_sha256) and student.teacher.weights_sha256 not in named
+
 # %% ../nbs/24_compare.ipynb #compare-devices
 def _run_notes(systems):
     "Notes on how the runs were made"
@@ -204,6 +212,11 @@ def _run_notes(systems):
                'more readings look better on dev.')
     if len({r.git.revision for r in records}) > 1: yield 'The runs were made with different revisions of the code.'
     if any(r.git.dirty for r in records): yield 'Some runs were made with code that was not committed.'
+    named = {r.run: r for r in records}
+    for r in records:
+        teacher = r.teacher and named.get(r.teacher.run)
+        if teacher and has_other_teacher(r, teacher):
+            yield f'{r.run} was taught by other weights of {teacher.run} than those compared here.'
     if any(r.corpus == 'demo' for r in records): yield 'The demo corpus is synthetic speech.'
 
 # %% ../nbs/24_compare.ipynb #compare-settings-note
@@ -245,6 +258,12 @@ def _find(systems, name):
     if name not in named: raise RecordError(f'no system is called {name!r}; there are {", ".join(named)}')
     return named[name]
 
+# %% ../nbs/24_compare.ipynb #compare-distinct
+def _refuse_twice(systems):
+    "RecordError for two systems of one name: tables would show the numbers of one under both"
+    name, n = Counter(s.name for s in systems).most_common(1)[0]
+    if n > 1: raise RecordError(f'{n} systems are called {name!r}; give each a name of its own')
+
 # %% ../nbs/24_compare.ipynb #compare-decoders-of-all
 def _decoders_of_all(systems, split):
     "Decoders that every run has for this split, greedy first"
@@ -268,6 +287,7 @@ def compare(systems: list, # of System, or of Record (then grouped by recipe)
     "Compare systems from their records: pooled rates, intervals, paired tests and detectable differences"
     if not systems: raise RecordError('nothing to compare: give at least one record (train and evaluate a run first)')
     systems = systems_of(systems) if isinstance(systems[0], Record) else list(systems)
+    _refuse_twice(systems)
     first = _find(systems, baseline) if baseline else systems[0]
     second = _find(systems, control) if control else None
     decoders = tuple(decoders) if decoders else _decoders_of_all(systems, split)
@@ -371,6 +391,7 @@ def by_speaker(systems: list, # of System; the first is compared with the last
                decoder: str = 'greedy'
               ) -> pd.DataFrame: # index speaker; words, WER of each system (percent), improvement (points)
     "Error rates of every speaker, hardest for the first system first"
+    _refuse_twice(systems)
     counts = {s.name: pooled_counts(s, split, decoder) for s in systems}
     first, last = systems[0].name, systems[-1].name
     words = error_rates_by(counts[first].drop_duplicates('id'), 'speaker').reference

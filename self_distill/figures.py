@@ -21,10 +21,10 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 from .compare import System
-from .config_io import portable
-from .experiments import notebook_path
+from .config_io import config_file, portable
+from .experiments import notebook_path, refuse_other
 from .files import atomic_write, root_path
-from .plan import BeamSearch, find_row, read_plan, run_names
+from .plan import BeamSearch, find_row, planned_run, read_plan, run_names
 from .records import Record, RecordError, read_record, record_path
 
 # %% ../nbs/27_figures.ipynb #colors
@@ -71,6 +71,12 @@ class Results:
     @property
     def title(self): return self.plan.groups[self.group].title
 
+    def planned(self, run: str): # → `Run`, or None where the plan has no such run
+        "What the plan says of a run"
+        for group, part in self.plan.groups.items() if self.plan else ():
+            for name, row in part.rows.items():
+                if not row.same_as and run in run_names(part, name): return planned_run(self.plan, group, name, run)
+
 # %% ../nbs/27_figures.ipynb #missing
 @patch
 def missing(self: Results, group: str, row: str) -> list: # names of runs
@@ -111,10 +117,12 @@ def choose(self: Results, *rows: str) -> str: # the group's name
 @patch
 def record(self: Results, run: str # its name
           ) -> Record:
-    "One record, checked and remembered as used"
+    "One record, checked and remembered as used; PlanError where its settings are not the plan's"
     if run not in self.used:
         path = record_path(run, self.folder)
-        self.used[run] = read_record(path), hashlib.sha256(path.read_bytes()).hexdigest()
+        record, planned = read_record(path), self.planned(run)
+        if planned: refuse_other(record, planned, path)
+        self.used[run] = record, hashlib.sha256(path.read_bytes()).hexdigest()
     return self.used[run][0]
 
 @patch
@@ -229,7 +237,7 @@ def inputs_text(name: str, # of the figure or table
     "The plan and the records that a figure or table shows"
     records = [dict(run=r.run, sha256=sha256, config_hash=r.config_hash, seed=r.seed, fold=r.fold, corpus=r.corpus,
                     revision=r.git.revision, dirty=r.git.dirty) for r, sha256 in results.used.values()]
-    made, plan = dict(artifact=name), results.path and root_path(results.path)
+    made, plan = dict(artifact=name), results.path and config_file(results.path)
     if plan: made |= dict(plan=portable(str(plan)), plan_sha256=hashlib.sha256(plan.read_bytes()).hexdigest(),
                           group=results.group)
     return json.dumps(made | dict(records=records), indent=1, ensure_ascii=False) + '\n'
@@ -244,11 +252,11 @@ def save_figure(figure: Figure,
                 folder='thesis_figures'
                ) -> Path: # of the PDF
     "Write a figure as PDF and PNG with the JSON of its records, the same bytes each time"
-    path = root_path(folder)/name
+    path, inputs = root_path(folder)/name, inputs_text(name, results)
     of_pdf = dict(CreationDate=None, Creator='self_distill', Producer='Matplotlib')
     for ending, metadata in (('pdf', of_pdf), ('png', dict(Software=None))):
         with atomic_write(f'{path}.{ending}', 'wb') as file: figure.savefig(file, format=ending, metadata=metadata)
-    _write(f'{path}.json', inputs_text(name, results))
+    _write(f'{path}.json', inputs)
     return path.with_suffix('.pdf')
 
 # %% ../nbs/27_figures.ipynb #latex
@@ -278,11 +286,11 @@ def save_table(table: pd.DataFrame, # of text, to be read
                folder='thesis_figures'
               ) -> Path: # of the LaTeX file
     "Write a table as LaTeX and CSV with the JSON of its records"
-    path = root_path(folder)/name
+    path, inputs = root_path(folder)/name, inputs_text(name, results)
     _write(f'{path}.tex', latex_table(table, name, caption))
     numbers = table if numbers is None else numbers
     _write(f'{path}.csv', numbers.to_csv(index=False, float_format='%.4f', lineterminator='\n'))
-    _write(f'{path}.json', inputs_text(name, results))
+    _write(f'{path}.json', inputs)
     return path.with_suffix('.tex')
 
 # %% ../nbs/27_figures.ipynb #markdown-table
@@ -353,7 +361,7 @@ def write_page(name='results',    # of `PAGES`
 # %% ../nbs/27_figures.ipynb #make-page
 def _make_page(name, plan, records, folder):
     "A page; MissingRecords where another plan is drawn, or a run of its own plans or a benchmark has no record"
-    if root_path(plan) != root_path(PLAN): raise MissingRecords(f'the pages are drawn with {PLAN}')
+    if config_file(plan) != config_file(PLAN): raise MissingRecords(f'the pages are drawn with {PLAN}')
     for source in PAGES[name][1]:
         if not source.endswith('.yaml'): Results(None, records).benchmark(source); continue
         results = Results(source, records)

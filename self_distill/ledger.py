@@ -31,10 +31,12 @@ class Reading(Section):
 
 # %% ../nbs/14_ledger.ipynb #ledger-mend
 def _mend(file):
-    "Cut off a last line that has no end"
-    lines = file.read().split(b'\n')
-    if lines[-1]: file.truncate(file.tell() - len(lines[-1]))
-    file.seek(0, os.SEEK_END)
+    "Cut off a last line that was not written to its end, or end it where only the newline is missing"
+    last = file.read().rpartition(b'\n')[2]
+    if not last: return
+    try: Reading.model_validate_json(last)
+    except ValidationError: file.truncate(file.tell() - len(last))
+    else: file.write(b'\n')
 
 # %% ../nbs/14_ledger.ipynb #ledger-append
 def append_ledger(run: str,    # whose hypotheses were scored
@@ -64,9 +66,10 @@ def read_ledger(path=LEDGER # a relative path starts at the repository's root
     refuse_special(path, 'the file of a ledger', RecordError)
     lines = path.read_text(encoding='utf-8').split('\n') if path.exists() else ['']
     rows = []
-    for number, line in enumerate(lines[:-1], 1): # a line that is being written has no end yet
+    for number, line in enumerate(lines, 1):
         try: rows.append(Reading.model_validate_json(line).model_dump())
         except ValidationError as e:
+            if number == len(lines): break # a line that is being written has no end yet
             raise RecordError(f'{path}, line {number}: {e.errors()[0]["msg"]}; '
                               'restore the ledger with git and append the missing lines') from None
     return pd.DataFrame(rows, columns=list(Reading.model_fields))

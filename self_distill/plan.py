@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SET_BY_PLAN', 'PlanError', 'Part', 'BeamSearch', 'Shared', 'Row', 'Group', 'Plan', 'read_plan', 'run_names',
-           'find_row', 'Run', 'load_plan']
+           'find_row', 'Run', 'planned_run', 'load_plan']
 
 # %% ../nbs/25_plan.ipynb #imports
 import difflib, json
@@ -78,6 +78,13 @@ class Group(Shared):
     prefix: str                    # of the names of the runs
     against: Optional[str] = None  # the row, or group.row, that the others are compared with; None: the first
     rows: Annotated[dict[str, Row], Field(min_length=1)]
+
+    @model_validator(mode='after')
+    def _distinct(self):
+        titles = Counter(row.title or name.replace('_', ' ') for name, row in self.rows.items())
+        title, n = titles.most_common(1)[0]
+        if n > 1: raise ValueError(f'{n} rows have the title {title!r}; give each its own, tables name rows by it')
+        return self
 
 class Plan(Shared):
     "Everything in the file"
@@ -175,7 +182,10 @@ def _decoder(name, search):
     language_model = dict(order=search.order, extra_text=tuple(search.extra_text))
     return Beam(name=name, **language_model, **DEFAULTS | given) if given else SearchedBeam(name=name, **language_model)
 
-def _run(plan, group, row, name, overrides):
+def planned_run(plan: Plan, group: str, row: str, # of the run, neither `same_as` another
+                name: str,    # of the run
+                overrides=()  # dotted settings on top of the plan's
+               ) -> Run:
     "One run of a row"
     part, recipe = plan.groups[group], plan.groups[group].rows[row]
     file, decoders, ensemble, frozen = (_inherited(key, recipe, part, plan)
@@ -236,7 +246,7 @@ def load_plan(path,        # YAML file; a relative path starts at the repository
         _refuse_set_by_plan(o.partition('=')[0].strip() for o in overrides)
         for group, row in sorted(rows, key=lambda r: plan.groups[r[0]].rows[r[1]].same_as is not None): # trained ones first
             place = f'groups.{group}.rows.{row}'
-            runs = [_run(plan, group, row, name, overrides) for name in run_names(plan.groups[group], row)]
+            runs = [planned_run(plan, group, row, name, overrides) for name in run_names(plan.groups[group], row)]
             if plan.groups[group].rows[row].same_as: _refuse_other(plan, runs, found)
             else: found += runs
         for group, part in plan.groups.items():

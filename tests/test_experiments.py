@@ -1,14 +1,15 @@
 "Plans: what they refuse, and what is left of them when they are killed, stopped, or moved to a fresh clone."
-import os, shutil, signal, subprocess, sys, time
+import json, os, shutil, signal, subprocess, sys, time
 from contextlib import suppress
 
 import psutil, pytest
 from conftest import ROOT, environment
 
-from self_distill.experiments import has_weights, recorded, run_one, run_plan, runs_left, select, status_table, steps_left, summary_line
+from self_distill.config_io import config_hash
+from self_distill.experiments import has_weights, recorded, run_one, run_plan, runs_left, select, status_table, steps_left, summary_line, teacher_notes
 from self_distill.plan import PlanError, load_plan
 from self_distill.pseudo_labels import read_labels
-from self_distill.records import RecordError, new_record, read_record, write_record
+from self_distill.records import RecordError, Utterance, make_decode, new_record, read_record, write_record
 
 CONFIG = '''
 data: {utterances: 24}
@@ -91,6 +92,7 @@ def test_the_plans_of_this_repository_fit_their_records():
     ('control: {seed: 100}', 'control: {seed: 100, folds: [0], teacher: lone}\n      lone: {runs: 1}', 'was trained on its test speakers'),
     ('control: {seed: 100}', 'control: {seed: 100, same_as: baseline}', 'is not the same as main.baseline'),
     ('baseline: {seed: 0}', 'baseline: {seed: 0}\n  other:\n    title: twice\n    prefix: tiny\n    rows: {control_s1: {}}', 'two rows have a run named tiny_control_s1'),
+    ('control: {seed: 100}', 'control: {seed: 100, title: student}', "`groups.main`: 2 rows have the title 'student'"),
     ('config: tiny.yaml', 'config: tinny.yaml', 'did you mean tiny.yaml'),
     ('config: tiny.yaml', '', 'no config file'),
     ('title: a test', 'title: [a', 'not valid YAML')])
@@ -115,6 +117,47 @@ def test_records_of_other_settings_or_teachers_are_refused(root):
     other.unlink()
     path.write_text(path.read_text()[:200])
     with pytest.raises(RecordError, match='tiny_control_s0.json'): run_plan('plan.yaml')
+
+@pytest.mark.parametrize('row, changes, message', [
+    ('control', {'data.transcribed': 0.25}, 'data.transcribed was 0.25, is 1.0'), # back at its default: the plan's config does not name it
+    ('student', {'teacher.pseudo_labels': True}, 'teacher.pseudo_labels was True, is False'),
+    ('control', {'teacher.warmup': 7.0}, 'teacher.warmup was 7.0, is '),
+    ('control', {'training.initial_checkpoint': 'a.pt'}, "training.initial_checkpoint was 'a.pt', is None")])
+def test_settings_that_the_plan_has_left_out_again_are_seen(root, row, changes, message):
+    made = load_plan('plan.yaml', [f'{k}={json.dumps(v)}' for k, v in changes.items()])[f'tiny_{row}_s0']
+    write_record(new_record('training', made.config, teacher=made.teacher and dict(run=made.teacher)))
+    assert recorded(made)
+    with pytest.raises(PlanError, match=f'other settings .{message}.*;'): recorded(load_plan('plan.yaml')[made.name])
+
+def test_a_record_that_lacks_a_key_of_this_version_is_refused(root):
+    run = load_plan('plan.yaml')['tiny_control_s0']
+    record = new_record('training', run.config)
+    del record.config['augmentation']['noise']
+    write_record(record.model_copy(update=dict(config_hash=config_hash(record.config))))
+    with pytest.raises(PlanError, match='keys of another version'): recorded(run)
+
+def test_a_teacher_of_ones_own_has_no_run_in_the_plan(root):
+    changed(root, ('control: {seed: 100}', 'control: {seed: 100, overrides: {teacher.own: my_module:my_teacher}}'))
+    run = load_plan('plan.yaml')['tiny_control_s0']
+    write_record(new_record('training', run.config, teacher=dict(run='my_module.my_teacher')))
+    assert recorded(run)
+
+def test_a_student_whose_teacher_was_trained_anew_is_named(root):
+    runs, spoken = load_plan('plan.yaml'), [Utterance(id='u', speaker='s', duration=1.0, reference='go')]
+    decode = make_decode('dev', 'greedy', spoken, ['go'], weights_sha256='b' * 64)
+    write_record(new_record('training', runs['tiny_baseline_s0'].config, utterances={'dev': spoken}, decodes=[decode]))
+    for letter, notes in (('b', 0), ('a', 1)):
+        write_record(new_record('training', runs['tiny_student_s0'].config, teacher=dict(run='tiny_baseline_s0', weights_sha256=letter * 64)))
+        assert len(teacher_notes(runs)) == notes
+    assert 'tiny_student_s0 was taught by other weights than the record of tiny_baseline_s0 names' in teacher_notes(runs)[0]
+
+def test_a_folder_with_braces_and_blanks_in_its_name(root, monkeypatch, capfd):
+    odd = root/'a {run} b'
+    odd.mkdir()
+    for name in ('tiny.yaml', 'plan.yaml'): shutil.copy(root/name, odd)
+    monkeypatch.setenv('SELF_DISTILL_ROOT', str(odd))
+    run_plan('plan.yaml', dry_run=True)
+    assert 'tiny_baseline_s0: train' in capfd.readouterr().out
 
 def test_a_teacher_writes_the_missing_transcripts_before_its_student_is_trained(root):
     changed(root, ('time_width: 20', 'time_width: 20, data.transcribed: 0.5'), ('teacher: baseline}', 'teacher: baseline, overrides: {teacher.pseudo_labels: true}}'))

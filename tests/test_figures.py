@@ -6,6 +6,7 @@ from conftest import ROOT
 from synthetic import write_records
 
 from self_distill.figures import PAGES, MissingRecords, Results, artifact_notebooks, latex_table, make_figures, write_page
+from self_distill.plan import PlanError
 from self_distill.records import RecordError
 
 PLAN, DEMO = ROOT/'configs/experiments/an4.yaml', ROOT/'configs/experiments/demo.yaml'
@@ -117,6 +118,20 @@ def test_what_cannot_be_used_is_named(tmp_path):
     with pytest.raises(RecordError, match='an4_student_s1.json'): make_figures(plan=PLAN, records=tmp_path, folder=tmp_path/'out')
     with pytest.raises(ValueError, match='no artifact is called losses; there are loss_curves'): make_figures(['losses'], PLAN, tmp_path)
     with pytest.raises(ValueError, match="has no group 'fold'"): Results(PLAN, tmp_path, 'fold')
+
+def test_records_that_the_plan_no_longer_describes_are_refused(tmp_path, monkeypatch):
+    write_records(DEMO, tmp_path)
+    monkeypatch.setenv('SELF_DISTILL_ROOT', str(tmp_path))
+    (tmp_path/'plan.yaml').write_text(DEMO.read_text().replace('training.epochs: 25', 'training.epochs: 30'))
+    with pytest.raises(PlanError, match='demo_student.json: was made with other settings .training.epochs was 25, is 30'):
+        make_figures(['main_table'], 'plan.yaml', tmp_path, folder=tmp_path/'out')
+    assert not (tmp_path/'out').exists()
+
+def test_a_plan_of_the_repository_is_found_from_another_root(tmp_path, monkeypatch):
+    write_records(DEMO, tmp_path)
+    monkeypatch.setenv('SELF_DISTILL_ROOT', str(tmp_path))
+    make_figures(['main_table', 'wer_over_epochs'], 'configs/experiments/demo.yaml', tmp_path)
+    assert json.loads((tmp_path/'thesis_figures/main_table.json').read_text())['plan_sha256'] == sha256(DEMO)
 
 # rows
 
