@@ -126,6 +126,9 @@ def _rows_alike(systems, reference):
     return rows if len(reference.records) > 1 and len(rows) > 1 else []
 
 # %% ../nbs/24_compare.ipynb #compare-noise
+def _repeated(system): # what two rows share whose difference is chance; students of two teachers are two methods
+    return recipe(system.records[0]), system.records[0].teacher and row_name(system.records[0].teacher.run)
+
 def noise_of(groups: list, # lists of System, each with the same folds and number of runs
              split: str, # 'dev' or 'test'
              decoder: str # 'greedy', 'beam', …
@@ -133,7 +136,7 @@ def noise_of(groups: list, # lists of System, each with the same folds and numbe
     "What training again adds to the difference of two runs, from all pairs of systems within each group"
     groups = [group for group in groups if len(group) > 1]
     tables = [[pooled_counts(s, split, decoder) for s in group] for group in groups]
-    return run_noise(tables, [[recipe(s.records[0]) for s in group] for group in groups]) if groups else None
+    return run_noise(tables, [list(map(_repeated, group)) for group in groups]) if groups else None
 
 # %% ../nbs/24_compare.ipynb #compare-rates
 MIN_RUNS = 3  # a row with fewer runs has no interval: it would not hold what another seed would give
