@@ -15,7 +15,7 @@ from self_distill.config_io import build_config, config_dict
 from self_distill.corpora import load_corpus
 from self_distill.demo import demo_corpus
 from self_distill.experiments import run_notebook
-from self_distill.figures import save_figure
+from self_distill.figures import Results, save_figure
 from self_distill.file_facts import store
 from self_distill.learner import TrainingError
 from self_distill.ledger import append_ledger, read_ledger
@@ -333,7 +333,7 @@ PLACES = dict( # what writes: its folder, and a function of the root
     demo_corpus=('cache', lambda root: demo_corpus(root/'cache', 24)),
     log=('logs', lambda root: training.Trainer(settings('x', root/'cache')).fit()),
     notebook=('logs/x', lambda root: run_notebook('30_train', root/'logs/x/train.ipynb', {})),
-    figure=('thesis_figures', lambda root: save_figure(plt.figure(), 'loss', None)))
+    figure=('thesis_figures', lambda root: save_figure(plt.figure(), 'loss', Results(None))))
 
 @pytest.mark.disk
 @pytest.mark.skipif(sys.platform != 'linux', reason='mounts a file system')
