@@ -36,7 +36,7 @@ from .plan import PlanError, Run, load_plan
 from .records import Record, read_record, record_path
 from .training_log import read_numbers
 
-# %% ../nbs/26_experiments.ipynb #recorded
+# %% ../nbs/26_experiments.ipynb #differing
 LOCAL = ('run', 'device', 'threads', 'data.path', 'data.cache', 'data.keep_features', 'teacher.checkpoint',
          'teacher.cache', 'checkpoints', 'monitoring') # not in the hash
 
@@ -47,7 +47,10 @@ def _differing(theirs, ours):
     return [f'{k} was {theirs.get(k)!r}, is {ours.get(k)!r}' for k in ours | theirs
             if theirs.get(k) != ours.get(k) and not k.startswith(LOCAL)]
 
-def refuse_other(record: Record, run: Run, path # of the record
+# %% ../nbs/26_experiments.ipynb #refuse-other
+def refuse_other(record: Record,
+                 run: Run, # as the plan describes it
+                 path      # of the record, for the message
                 ):
     "PlanError where a record was made with other settings or by another teacher than a run of a plan"
     same = record.config_hash == config_hash(run.config)
@@ -58,6 +61,7 @@ def refuse_other(record: Record, run: Run, path # of the record
     raise PlanError(f'{path}: was made with other settings ({"; ".join(differ) or "keys of another version"}); '
                     'rename the row, or move this record and the folder of its checkpoints away to train it again')
 
+# %% ../nbs/26_experiments.ipynb #recorded
 def recorded(run: Run,
              folder='results' # of records
             ) -> Record | None: # None: it has not been trained to its end yet

@@ -175,18 +175,21 @@ class Run:
     @property
     def splits(self): return ('dev', 'test') if self.frozen else ('dev',)
 
-# %% ../nbs/25_plan.ipynb #make-run
+# %% ../nbs/25_plan.ipynb #decoder
 def _decoder(name, search):
     "The decoder that an entry of `decoders` means"
     given = search.model_dump(include=set(DEFAULTS), exclude_none=True)
     language_model = dict(order=search.order, extra_text=tuple(search.extra_text))
     return Beam(name=name, **language_model, **DEFAULTS | given) if given else SearchedBeam(name=name, **language_model)
 
-def planned_run(plan: Plan, group: str, row: str, # of the run, neither `same_as` another
-                name: str,    # of the run
-                overrides=()  # dotted settings on top of the plan's
+# %% ../nbs/25_plan.ipynb #make-run
+def planned_run(plan: Plan,
+                group: str,
+                row: str,    # of the group, without `same_as`
+                name: str,   # of the run
+                overrides=() # dotted settings on top of the plan's
                ) -> Run:
-    "One run of a row"
+    "One run of a row; PlanError or ConfigError where its settings contradict each other"
     part, recipe = plan.groups[group], plan.groups[group].rows[row]
     file, decoders, ensemble, frozen = (_inherited(key, recipe, part, plan)
                                         for key in ('config', 'decoders', 'ensemble', 'frozen'))
