@@ -208,6 +208,15 @@ def _scp_file(text, where):
         raise ValueError(f'{where}: {text!r} is a command; write its audio into a file and name that')
     return flac[1] if flac else text
 
+# %% ../nbs/04c_formats.ipynb #kaldi-part
+def _part(line, where):
+    "The recording in a line of segments, and start and duration in seconds"
+    recording, *times = line.split()
+    if not times: return recording, {} # there is no such file: an utterance is a recording
+    try: start, end = map(float, times[:2])
+    except ValueError: raise ValueError(f'{where}: {line!r} is not a recording, its start and its end in seconds') from None
+    return recording, dict(start=start, duration=end - start)
+
 # %% ../nbs/04c_formats.ipynb #kaldi
 def _kaldi(folder):
     "One of Kaldi's data folders"
@@ -218,11 +227,10 @@ def _kaldi(folder):
         raise ValueError(f'{folder}: no recording of {len(lost)} ids of text ({", ".join(lost[:3])}); add it, or remove '
                          "their lines (Kaldi's utils/fix_data_dir.sh does)")
     rows = []
-    for u, part in parts.items():
-        recording, start, end = (*part.split(), None, None)[:3]
+    for u, line in parts.items():
+        recording, seconds = _part(line, folder/'segments')
         if u not in texts or recording not in files:
             raise ValueError(f'{folder}: no {"text" if u not in texts else "recording"} of {u!r}')
-        seconds = {} if start is None else dict(start=float(start), duration=float(end) - float(start))
         rows.append(dict(id=u, path=located(_scp_file(files[recording], folder/'wav.scp'), folder), text=texts[u],
                          speaker=speakers.get(u, '')) | seconds)
     return pd.DataFrame(rows)
