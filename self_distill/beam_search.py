@@ -18,7 +18,7 @@ from fastcore.basics import patch
 
 from .environment import end_with_parent
 from .files import file_sha256
-from .ngrams import check_spelling, model_format, read_unigrams
+from .ngrams import check_spelling, read_unigrams
 from .prefix_search import build_engine, decoder_labels, kept_frames, pick_engine
 from .text import Tokenizer
 
@@ -55,11 +55,10 @@ def word_confidence(word: str, start: int, end: int, # the word, and its frames 
 class BeamDecoder:
     "Prefix beam search over CTC log-probabilities with an optional word n-gram (Hannun et al. 2014; pyctcdecode)"
     def __init__(self, tokenizer: Tokenizer,     # of the model; column i of the log-probabilities is token i
-                 language_model_path=None,       # ARPA or KenLM binary; None searches without a language model
+                 language_model_path=None,       # ARPA file; None searches without a language model
                  lm_weight: float = 0.9,         # of the language model's log-probability, 0 or more
                  word_bonus: float = 1.5,        # nats a word
                  beam_width: int = 10,           # prefixes kept at each frame
-                 unigrams=None,                  # the model's words; read from an ARPA file, needed with a binary one
                  unknown_score: float = -10.0,   # log10, for words the language model does not know
                  blank_threshold: float = None,  # repeats of likelier blanks are skipped; None: where exact; 1: none
                  beam_prune: float = -10.0,      # nats behind the best beam
@@ -73,17 +72,16 @@ class BeamDecoder:
         self.blank_threshold = 1 - 0.99 * math.exp(self.token_min) if blank_threshold is None else blank_threshold
         self.workers = workers if 'fork' in multiprocessing.get_all_start_methods() else 1
         self.labels, self._pool, self._tuned = decoder_labels(tokenizer), None, None
-        self._language_model(language_model_path, unigrams)
+        self._language_model(language_model_path)
         self._tune(**self._values())
 
 # %% ../nbs/20a_beam_search.ipynb #set-language-model
 @patch
-def _language_model(self:BeamDecoder, path, unigrams):
+def _language_model(self:BeamDecoder, path):
     "Check the language model once and remember its words"
     self.language_model_path = self.unigrams = self.language_model_sha256 = None
     if path is None: return
-    model_format(path)
-    self.unigrams = read_unigrams(path) if unigrams is None else list(unigrams)
+    self.unigrams = read_unigrams(path)
     check_spelling(self.unigrams, self.tokenizer, path)
     self.language_model_path, self.language_model_sha256 = str(path), file_sha256(path)
 

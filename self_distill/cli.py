@@ -7,8 +7,8 @@ __all__ = ['app', 'Config', 'Overrides', 'CHECKPOINT', 'Checkpoints', 'Split', '
            'Engine', 'Workers', 'LMWeight', 'WordBonus', 'BeamWidth', 'Name', 'Files', 'Format', 'Folder', 'UseBeam',
            'GivenModel', 'Pause', 'RUNS', 'Plan', 'Jobs', 'DryRun', 'Status', 'DEMO', 'DEMO_RECORDS', 'DEMO_FIGURES',
            'train', 'prepare', 'evaluate', 'evaluate_beam', 'numbers', 'search', 'lm', 'ensemble', 'pseudo_label',
-           'transcribe', 'export', 'named_systems', 'all_systems', 'compare', 'report', 'split_engine_options',
-           'experiments', 'figures', 'doctor', 'demo', 'main']
+           'transcribe', 'export', 'named_systems', 'all_systems', 'compare', 'report', 'experiments', 'figures',
+           'doctor', 'demo', 'main']
 
 # %% ../nbs/29_cli.ipynb #imports
 import json, os, sys, time
@@ -93,7 +93,7 @@ def evaluate(checkpoint: Checkpoints, data: Data = None, split: Split = 'dev', w
 LMWeight = Annotated[Optional[float], _option('lm_weight', 'of the language model  [default: searched on dev, or 0.9]')]
 WordBonus = Annotated[Optional[float], _option('word_bonus', 'nats a word  [default: searched on dev, or 1.5]')]
 BeamWidth = Annotated[Optional[int], _option('beam_width', '[default: searched on dev, or 10]', min=1, max=100_000)]
-Name = Annotated[str, typer.Option(help='what the record calls it; another name keeps both')]
+Name = Annotated[str, typer.Option(help='name of this decoding in the record; another name keeps both')]
 
 # %% ../nbs/29_cli.ipynb #evaluate-beam
 @app.command('evaluate-beam')
@@ -151,7 +151,7 @@ def ensemble(data: Data = None,
              checkpoint: _texts('checkpoint', 'members, at least two; or --run') = None,
              run: Annotated[Optional[str], typer.Option(help='the run whose numbered checkpoints are meant')] = None,
              epochs: Annotated[str, typer.Option(help='which of them')] = '70,75,80',
-             best: Annotated[Optional[int], typer.Option(min=2, help='or so many with the lowest dev WER')] = None,
+             best: Annotated[Optional[int], typer.Option(min=2, help='or the N with the lowest dev WER')] = None,
              split: Split = 'dev', why: Why = 'self-distill ensemble', device: Device = 'auto'):
     "Several checkpoints as one: means of probabilities or weights, likeliest transcript."
     if bool(run) == bool(checkpoint):
@@ -185,22 +185,20 @@ Pause = Annotated[float, typer.Option(min=0, help='seconds of quiet at which a r
 def _file_for(name, format, folder): return Path(folder)/f'{name}.{"txt" if format == "text" else format}'
 
 def _refuse_overwriting(found, format, folder):
-    "Refuse to write over what lies beside a recording, which may be a transcript by hand"
-    beside = {path.resolve().parent for path in found}
-    for file in (_file_for(name, format, folder) for name in found.values()):
-        if file.exists() and file.resolve().parent in beside:
-            raise ValueError(f'{file} is there already, beside its recording; name another --folder')
+    "Refuse to write over a transcript, which someone may have corrected"
+    there = [file for name in found if (file := _file_for(name, format, folder)).exists()]
+    if there: raise ValueError(f'{there[0]} is there already ({len(there)} of {len(found)}); name another --folder')
 
-def _write_transcripts(transcripts, names, format, folder):
+def _write_transcripts(transcripts, found, format, folder):
     "Each transcript to the screen, under its name where there are several, or into a file"
     from self_distill.files import atomic_write
     from self_distill.transcribe import FORMATS
-    for t, name in zip(transcripts, names):
+    for t in transcripts:
         text = FORMATS[format](t)
         if folder is None:
-            typer.echo(f'{t.file}\n{text}\n' if len(names) > 1 and format == 'text' else text)
+            typer.echo(f'{t.file}\n{text}\n' if len(found) > 1 and format == 'text' else text)
             continue
-        path = _file_for(name, format, folder)
+        path = _file_for(found[Path(t.file)], format, folder)
         with atomic_write(path) as file: file.write(text + '\n')
         typer.echo(path)
 
@@ -222,19 +220,19 @@ def transcribe(files: Files, checkpoint: Checkpoints, format: Format = 'text', f
         raise ValueError(f'{len(found)} recordings: name a --folder for their subtitles')
     if folder and len(set(found.values())) < len(found):
         raise ValueError('two recordings would be written to one file: transcribe them in two calls')
-    if folder: _refuse_overwriting(found, format, folder)
+    if folder: _refuse_overwriting(found.values(), format, folder)
     if format == 'ctm' and not folder and len({name.name for name in found.values()}) < len(found):
         raise ValueError('two recordings have one name, and CTM holds no more of them: name a --folder, '
                          'or transcribe them in two calls')
     search = Beam(lm_weight, word_bonus, beam_width, language_model=language_model and str(from_here(language_model)),
                   engine=engine, workers=workers)
     transcripts = transcribe_files(found, loaded, search if beam or language_model else None, pause)
-    _write_transcripts(transcripts, list(found.values()), format, folder)
+    _write_transcripts(transcripts, found, format, folder)
 
 # %% ../nbs/29_cli.ipynb #export-checkpoint
 @app.command()
 def export(checkpoint: Annotated[str, typer.Argument(help='models/<run>/checkpoint_best.pt')],
-           output: Annotated[str, typer.Argument(help='a name that ends in .onnx or, for torch.export, in .pt2')]):
+           output: Annotated[str, typer.Argument(help='a name that ends in .onnx')]):
     "A checkpoint as a file for other programs."
     from self_distill.export import export_checkpoint
     from self_distill.transcribe import from_here
@@ -308,13 +306,6 @@ def report(runs: Annotated[list[str], typer.Argument(help=RUNS, show_default=Fal
     if not names: raise ValueError('report: name a run, or the file of a record')
     report(named_systems(names), split, overrides, utterances, output)
 
-# %% ../nbs/29_cli.ipynb #engine-options
-def split_engine_options(words: list # 'data.path=/my/an4', '--executor', 'slurm'
-                        ) -> tuple: # dotted settings, and what stood behind `--`
-    "Dotted settings apart from the engine's options, the first of which begins with a dash"
-    k = next((k for k, word in enumerate(words) if word.startswith('-')), len(words))
-    return words[:k], words[k:]
-
 # %% ../nbs/29_cli.ipynb #plan-options
 Plan = Annotated[str, typer.Argument(help='YAML file, such as configs/experiments/an4.yaml')]
 Jobs = Annotated[int, typer.Option(min=1, max=256, help='runs side by side')]
@@ -328,14 +319,11 @@ def experiments(plan: Plan, overrides: Overrides = None, jobs: Jobs = 1,
                 group: _texts('group', 'only these groups of the plan') = None,
                 run: Annotated[str, typer.Option(help='one run by its name, in this process')] = '',
                 dry_run: DryRun = False, status: Status = False):
-    """Run what is missing of a plan, teachers first.
-
-    Options of Snakemake, the engine, follow after --."""
+    "Run what is missing of a plan, teachers first"
     from self_distill.experiments import (load_plan, run_one, run_plan, select, status_table, summary_line,
                                           teacher_notes)
-    settings, engine = split_engine_options(overrides or [])
-    beside = {'--dry-run': dry_run, '--status': status, '--device': device, '--group': group, '--jobs': jobs > 1,
-              '--': engine}
+    settings = overrides or []
+    beside = {'--dry-run': dry_run, '--status': status, '--device': device, '--group': group, '--jobs': jobs > 1}
     unheard = ', '.join(name for name, given in beside.items() if given)
     if run and unheard: raise ValueError(f'--run trains one run in this process: leave out {unheard}')
     if run: run_one(plan, run, settings)
@@ -343,13 +331,13 @@ def experiments(plan: Plan, overrides: Overrides = None, jobs: Jobs = 1,
         runs = select(load_plan(plan, settings), group or ())
         table = status_table(runs).to_string(index=False)
         typer.echo('\n'.join([table, *teacher_notes(runs), summary_line(runs, jobs)]))
-    else: run_plan(plan, settings, jobs, device or (), group or (), dry_run, engine)
+    else: run_plan(plan, settings, jobs, device or (), group or (), dry_run)
 
 # %% ../nbs/29_cli.ipynb #figures
 @app.command()
 def figures(only: _words('artifacts by name, and results for the page; none: all') = None,
             plan: Annotated[str, typer.Option(help='the plan whose records are drawn')] = 'configs/experiments/an4.yaml',
-            group: Annotated[str, _option('group', 'of the plan; for each artifact the first that is recorded')] = '',
+            group: Annotated[str, _option('group', 'group of the plan; empty: the first with records')] = '',
             folder: Annotated[str, typer.Option(help='where they go')] = 'thesis_figures'):
     "Draw every figure and table from the records alone."
     from self_distill.figures import make_figures

@@ -47,7 +47,7 @@ class DataConfig:
     keep_features: bool = True       # store them; False: compute them in every epoch
     check_hours: NonNegative = 50.0  # a corpus up to this size is read as a whole first, a larger one as it is needed
     allow_leaks: bool = False        # go on where test data were heard in training; the record says so
-    transcribed: Share = 1.0         # of the training utterances; the others count as recordings without transcripts
+    transcribed: Share = 1.0         # share of training transcripts used; the others are hidden
     on_error: Literal['raise', 'skip'] = 'raise'
 
 # %% ../nbs/00a_config.ipynb #text-config
@@ -81,7 +81,7 @@ class AugmentConfig:
     time_fraction: Fraction = 0.2    # share of the frames that all time masks together may cover
     noise: NonNegative = 0.0         # standard deviation of Gaussian noise on normalised features
     stretch: Fraction = 0.0          # largest change of pace
-    paces: Literal[0, 3, 5, 7, 9] = 0 # evenly spaced, which are drawn from; 0: any pace
+    paces: Literal[0, 3, 5, 7, 9] = 0 # number of evenly spaced paces to draw from; 0: any
     warp: Fraction = 0.0             # largest change of the vocal tract's length
     cepstra: bool = False            # frequency masks on cepstra too, by way of their spectrum
 
@@ -113,7 +113,7 @@ class TeacherConfig:
     warmup: NonNegative = 0.0        # epochs until a moving teacher has its full weight
     own: Optional[str] = None        # 'my_module:my_teacher', a function that returns a model of yours (15a_own_teacher)
     log_probs: Optional[str] = None  # a folder of stored log-probabilities, <id>.npy
-    pseudo_labels: bool = False      # the checkpoint has written the missing transcripts (16c_pseudo_labels)
+    pseudo_labels: bool = False      # train on transcripts that the checkpoint wrote (16c_pseudo_labels)
     cache: NonNegative = 2.0         # GB that a checkpoint may take for its answers (16a_teacher_cache); 0: none
 
     @model_validator(mode='after')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CORPORA', 'FACTS', 'GENERATED', 'Corpus', 'row_tuples', 'read_lines', 'user_folder', 'own_code', 'find_corpus',
-           'data_path', 'shared_recordings', 'load_corpus', 'demo', 'fingerprint', 'training_data', 'heard']
+           'data_path', 'shared_recordings', 'load_corpus', 'demo', 'fingerprint', 'sounds', 'training_data', 'heard']
 
 # %% ../nbs/04_corpora.ipynb #imports
 import hashlib, json, os, sys, warnings
@@ -348,6 +348,11 @@ def _sounds(corpus, split, contents):
     def named(row): return [row.id, row.text] if corpus.name in GENERATED else []
     return {r.id: _hash(*named(r), c)[:16] for r, c in zip(row_tuples(corpus.manifest), contents) if r.split == split}
 
+def sounds(corpus: Corpus, split: str) -> dict: # utterance id → 16 hexadecimal digits
+    "What tells the recordings of a split from others"
+    rows = replace(corpus, manifest=corpus.rows(split))
+    return _sounds(rows, split, _contents(rows))
+
 def _speakers(corpus, split): return {str(s) for s in corpus.rows(split).speaker if not str(s).startswith(UNKNOWN)}
 
 def training_data(corpus: Corpus) -> dict: # for a checkpoint: corpus, fingerprint, and what was heard
@@ -363,9 +368,8 @@ def heard(known: dict | None,    # of `training_data`; None: an older checkpoint
          ) -> list: # of sentences, empty where nothing was heard
     "Which utterances and speakers of a split were heard in training"
     if not known: return []
-    sounds = set(known['sounds'])
-    tested = replace(corpus, manifest=corpus.rows(split))
-    utterances = [i for i, sound in _sounds(tested, split, _contents(tested)).items() if sound in sounds]
+    trained = set(known['sounds'])
+    utterances = [i for i, sound in sounds(corpus, split).items() if sound in trained]
     speakers = _speakers(corpus, split) & set(known['speakers']) - _speakers(corpus, 'train')
     same = known['corpus'] == corpus.name
     return ([f'{len(utterances)} {split} utterances ({first_few(utterances)})'] if utterances else []) \

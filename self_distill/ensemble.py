@@ -77,6 +77,7 @@ def _ensemble_path(members):
     "Where an ensemble would lie if it were a file: the path names its run and its members"
     runs = list(dict.fromkeys(m.config.run for m in members))
     run = runs[0] if len(runs) == 1 else f'ensemble_of_{"_".join(runs)}'
+    if len(run) > 100: run = f'ensemble_of_{len(runs)}_{hashlib.sha256(" ".join(runs).encode()).hexdigest()[:8]}'
     which = lambda m: f'{m.config.run}_' if len(runs) > 1 else ''
     names = [which(m) + checkpoint_name(m.path).removeprefix('epoch_') for m in members]
     return members[0].path.parent.parent/run/f'checkpoint_ensemble_{"_".join(names)}.pt'

@@ -52,6 +52,9 @@ def _check_name(name):
 def _beam_search(spec, opened):
     "The beam search that a decoder asks for, with its language model loaded, and what the record says of that"
     _check_name(spec.name)
+    if opened.another and not spec.language_model:
+        print(f'The language model is of the training text of {opened.data.path or opened.data.corpus}; '
+              'for that of the model, give --language_model')
     arpa = root_path(spec.language_model) if spec.language_model else \
         language_model_for(opened.corpus, opened.loaded.config, spec.order, spec.extra_text)
     with BeamDecoder(opened.loaded.tokenizer, str(arpa), engine=spec.engine, workers=spec.workers) as decoder:
@@ -156,12 +159,14 @@ def score_lines(record: Record,
                 decode: Decode # one of the record's
                ) -> list: # of str
     "A decoding's result as lines to print"
-    interval, words = bootstrap_interval(decode_counts(record, decode)), decode.words
+    words, counts = decode.words, decode_counts(record, decode)
+    interval = bootstrap_interval(counts) if len(words.reference) > 1 else None
+    within = f'95% interval {interval.low:.2f} to {interval.high:.2f}% over {interval.units} {interval.unit}' \
+        if interval else 'one utterance'
     kinds = ('substitutions', 'deletions', 'insertions')
     shares = ', '.join(f'{k} {100 * sum(getattr(words, k)) / sum(words.reference):.2f}%' for k in kinds)
     title = f'{decode.split.title()} WER ({decode.decoder}): {decode.wer:.2f}%'
-    return [title, f'  95% interval {interval.low:.2f} to {interval.high:.2f}% over {interval.units} {interval.unit}; '
-            f'{sum(words.reference)} words', f'  {shares}',
+    return [title, f'  {within}; {sum(words.reference)} words', f'  {shares}',
             f'{decode.split.title()} CER ({decode.decoder}): {decode.cer:.2f}%']
 
 # %% ../nbs/23_evaluate.ipynb #target-lines
@@ -172,7 +177,7 @@ def target_lines(decode: Decode,
     if target is None: return []
     low, high = target
     met = 'met' if decode.wer <= high else ('missed; a wider search (self-distill search), model.attention_heads or an '
-                                            'ensemble (self-distill ensemble) may help, as dev shows')
+                                            'ensemble (self-distill ensemble) may help; try it on dev')
     return [f'Target: {low:g} to {high:g}% ({decode.decoder}): {met}']
 
 def improvement_lines(record: Record,
@@ -180,7 +185,9 @@ def improvement_lines(record: Record,
                       second: Decode # e.g. beam, on the same split
                      ) -> list: # of str
     "What a second decoder gains over the first with the same model, as lines to print"
-    test = paired_bootstrap(decode_counts(record, first), decode_counts(record, second))
+    one = len(first.words.reference) == 1
+    test = 'one utterance, no test' if one else \
+        paired_bootstrap(decode_counts(record, first), decode_counts(record, second))
     return [f'Improvement: {first.wer - second.wer:.2f}%',
             f'  of {second.decoder} over {first.decoder}, same model: {test}']
 
@@ -265,6 +272,9 @@ def evaluate(checkpoint,            # file, several files (an ensemble), or `Loa
     wanted = [d for d in decoders if again or not _is_current(opened, split, d)]
     if wanted:
         check_unheard(opened, split)
+        if silent := sum(opened.corpus.rows(split).text == ''):
+            raise ValueError(f'{silent} {split} utterances have no transcript, so their errors cannot be counted; '
+                             'evaluate dev')
         log_probs = compute_log_probs(opened.loaded, opened.corpus, split, cache=opened.data.cache)
         made = [_decode(opened, log_probs, decoder, why, show) for decoder in wanted]
         if show:

@@ -329,12 +329,12 @@ def select(runs: dict, # of `load_plan`
     return {name: run for name, run in runs.items() if name in kept}
 
 # %% ../nbs/26_experiments.ipynb #engine
-def _engine(folder, jobs, left, options, dry_run):
+def _engine(folder, jobs, left, dry_run):
     "Run Snakemake: its exit code, and the names of the signals that stopped it"
-    command = [sys.executable, '-m', 'snakemake', '--jobs', jobs, '--keep-going', '--configfile', 'call.json', *options,
+    command = [sys.executable, '-m', 'snakemake', '--jobs', jobs, '--keep-going', '--configfile', 'call.json',
                *(['--dry-run'] if dry_run else []), '--directory', '.', *(f'{name}.done' for name in left)]
     with open(folder/'engine.log', 'w') as log:
-        output = dict(stdout=log if dry_run else None, stderr=None if options else log,
+        output = dict(stdout=log if dry_run else None, stderr=log,
                       env=os.environ | {'SELF_DISTILL_FROM': str(user_folder())})
         process = subprocess.Popen([str(c) for c in command], cwd=folder, start_new_session=True, **output)
     stopped = []
@@ -349,15 +349,14 @@ def run_plan(path,          # YAML file; a relative path starts at the repositor
              jobs: int = 1, # runs at a time
              devices=(),    # 'cuda:0', 'cuda:1', …: one run at a time on each, in place of jobs
              only=(),       # names of groups; none: all
-             dry_run: bool = False, # only show what would be done
-             engine_options=()      # for Snakemake: '--executor', 'slurm', …
+             dry_run: bool = False  # only show what would be done
             ):
     "Do all that is left of a plan; RuntimeError where runs have failed or the call was stopped"
     runs, jobs = select(load_plan(path, overrides), only), len(devices) or jobs
     print(summary_line(runs, jobs), flush=True)
     if not (left := runs_left(runs)): return
     folder = _new_call(path, overrides, runs, left, devices, jobs)
-    code, stopped = _engine(folder, jobs, left, engine_options, dry_run)
+    code, stopped = _engine(folder, jobs, left, dry_run)
     if stopped: raise RuntimeError(f'stopped by {stopped[0]}; the same command goes on')
     if code:
         failed = runs_left(runs)

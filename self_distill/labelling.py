@@ -11,7 +11,7 @@ from contextlib import suppress
 from .checkpoint import CheckpointError
 from .evaluate import SearchedBeam, settings_text
 from .opened import compute_log_probs, open_for_evaluation
-from .pseudo_labels import read_labels, write_labels
+from .pseudo_labels import read_labels, untranscribed, write_labels
 
 # %% ../nbs/23e_labelling.ipynb #pseudo-label
 def pseudo_label(checkpoint: str,          # the teacher's file
@@ -22,13 +22,12 @@ def pseudo_label(checkpoint: str,          # the teacher's file
                 ) -> dict:                 # utterance id → transcript
     "Write a transcript for every training utterance without one; ValueError where there is none"
     opened = open_for_evaluation(checkpoint, overrides, device, folder)
-    log_probs = compute_log_probs(opened.loaded, opened.corpus, 'train', cache=opened.data.cache)
-    silent = [i for i, text in enumerate(log_probs.texts) if not text]
-    if not silent: raise ValueError(f'{opened.corpus.name}: every training utterance has a transcript; leave the text '
+    silent = untranscribed(opened.corpus)
+    if not len(silent.manifest): raise ValueError(f'{opened.corpus.name}: every training utterance has a transcript; leave the text '
                                     'of others empty, or set data.transcribed')
-    with decoder.open(opened) as (transcribe, settings): texts = transcribe([log_probs.log_probs[i] for i in silent])
-    labels = dict(zip((log_probs.ids[i] for i in silent), texts))
-    path = write_labels(checkpoint, labels, settings)
+    log_probs = compute_log_probs(opened.loaded, silent, 'train', cache=opened.data.cache)
+    with decoder.open(opened) as (transcribe, settings): labels = dict(zip(log_probs.ids, transcribe(log_probs.log_probs)))
+    path = write_labels(checkpoint, opened.loaded.weights_sha256, silent, labels, settings)
     print(f'{len(labels)} transcripts are written ({settings_text(settings) if settings else "greedy"}): {path}')
     return labels
 

@@ -118,7 +118,7 @@ def _load_data(self: Learner):
     "Corpus, tokenizer, train and dev split"
     c = self.config
     self.corpus = load_corpus(c.data, c.text, c.features)
-    if c.teacher.pseudo_labels: self.corpus = with_labels(self.corpus, read_labels(c.teacher.checkpoint))
+    if c.teacher.pseudo_labels: self.corpus = with_labels(self.corpus, read_labels(c.teacher.checkpoint, self.corpus))
     self.tokenizer, self.data = self.corpus.tokenizer, training_data(self.corpus)
     self.statistics = self.corpus.statistics() if c.features.normalization == 'corpus' else None
     def dataset(split, augment, **more):

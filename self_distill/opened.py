@@ -71,8 +71,7 @@ def _teacher(loaded):
     "The teacher that a checkpoint names, or None"
     teacher = loaded.payload.get('teacher')
     if not teacher: return None
-    run = teacher.get('run') or Path(teacher['checkpoint'] or '').parent.name # older checkpoints name the file alone
-    return Teacher(run=run, weights_sha256=teacher['weights_sha256'])
+    return Teacher(run=teacher['run'], weights_sha256=teacher['weights_sha256'])
 
 # %% ../nbs/22a_opened.ipynb #open-record
 def open_record(loaded: LoadedModel,
@@ -142,6 +141,12 @@ class Opened:
             self.record = change(open_record(self.loaded, self.data, self.folder, self.another))
             write_record(self.record, self.folder)
 
+# %% ../nbs/22a_opened.ipynb #say
+def _say(corpus, another):
+    "Print how many utterances are left out, and what is noted of a corpus that no training has shown"
+    if corpus.skipped: print(f'{len(corpus.skipped)} utterances are left out: {"; ".join(str(e) for _, e in corpus.skipped[:3])}')
+    for note in corpus.notes if another else (): print(note)
+
 # %% ../nbs/22a_opened.ipynb #open-for-evaluation
 def open_for_evaluation(checkpoint,      # file, several files (an ensemble), or `LoadedModel`
                         overrides=(),    # where the corpus is, or another one: 'data.path=…'
@@ -155,6 +160,7 @@ def open_for_evaluation(checkpoint,      # file, several files (an ensemble), or
     another = _another(loaded, corpus, data, overrides)
     record = open_record(loaded, data, folder, another)
     _check_utterances(record, corpus)
+    _say(corpus, another)
     return Opened(loaded, corpus, data, folder, record, another)
 
 # %% ../nbs/22a_opened.ipynb #log-probs-class

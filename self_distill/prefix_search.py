@@ -123,7 +123,7 @@ logging.getLogger('pyctcdecode').setLevel(logging.ERROR) # no warnings of small 
 
 def build_engine(engine: str,          # one of `ENGINES`
                  labels,               # as `decoder_labels` gives them
-                 language_model,       # path of an ARPA or binary file, or None
+                 language_model,       # path of an ARPA file, or None
                  unigrams,             # its words, or None
                  lm_weight: float,     # of the language model's log-probability
                  word_bonus: float,    # nats a word

@@ -146,30 +146,35 @@ def _recorded_posteriors(record, checkpoint):
     held = {k.removeprefix('posterior/'): a.numpy() for k, a in record.arrays.items() if k.startswith('posterior/')}
     return held, record.arrays['posterior_tokens'].values if held else []
 
+def _checkpoint_of(record, checkpoint):
+    "The file of a recorded checkpoint; None where it is not here"
+    config = build_config(record.config, record.run)
+    runs = config.run, config.run.rpartition('_on_')[0] # a decoding of another corpus is named after both
+    files = [root_path(config.checkpoints.folder)/run/f'checkpoint_{checkpoint}.pt' for run in runs if run]
+    return next(filter(Path.is_file, files), None)
+
 def posteriors_of(record: Record,
                   checkpoint: str,       # 'best', 'epoch_070', …
                   split: str,            # 'dev' or 'test'
                   corpus: Corpus | None  # None: not readable here
                  ) -> tuple:             # utterance → (T', V) probabilities, and tokens
     "Posteriors of a run, from its checkpoint where it is here, or from the record"
-    config = build_config(record.config, record.run)
-    runs = config.run, config.run.rpartition('_on_')[0] # a decoding of another corpus is named after both
-    files = [root_path(config.checkpoints.folder)/run/f'checkpoint_{checkpoint}.pt' for run in runs if run]
-    file = next(filter(Path.is_file, files), None)
+    file = _checkpoint_of(record, checkpoint)
     if corpus is None or file is None: return _recorded_posteriors(record, checkpoint)
     loaded, decode = load_model(file), next(d for d in record.decodes if (d.split, d.checkpoint) == (split, checkpoint))
-    if loaded.weights_sha256 != decode.weights_sha256 and loaded.payload['sha256'] != decode.checkpoint_sha256:
-        return _recorded_posteriors(record, checkpoint)
-    found = compute_log_probs(loaded, corpus, split, cache=config.data.cache)
+    if loaded.weights_sha256 != decode.weights_sha256: return _recorded_posteriors(record, checkpoint)
+    found = compute_log_probs(loaded, corpus, split, cache=loaded.config.data.cache)
     return {i: np.exp(x) for i, x in zip(found.ids, found.log_probs)}, loaded.tokenizer.tokens
 
 # %% ../nbs/24a_report.ipynb #report-open
-def _open(record, overrides, opened):
-    "The corpus of a record, opened once"
+def _open(record, checkpoint, overrides, opened):
+    "The corpus of a record, opened once, with the tokens of its model where that is here"
     config = build_config(record.config, record.run)
     data = data_settings(config, overrides)
-    key = repr((data, config.text, config.features))
-    if key not in opened: opened[key] = load_corpus(data, config.text, config.features)
+    file = _checkpoint_of(record, checkpoint)
+    tokenizer = load_model(file).tokenizer if file else None
+    key = repr((data, config.text, config.features, tokenizer))
+    if key not in opened: opened[key] = load_corpus(data, config.text, config.features, tokenizer)
     return opened[key]
 
 def _sound_and_picture(row, corpus):
@@ -198,7 +203,7 @@ def media_of(utterances: list, # those to hear and see
     found, opened, faults, shows = {(u['id'], u['reference']): {} for u in utterances}, {}, {}, ''
     for s, name in zip(systems, short_names([s.name for s in systems])):
         for r in s.records:
-            try: corpus = _open(r, overrides, opened)
+            try: corpus = _open(r, s.checkpoint, overrides, opened)
             except (ValueError, OSError) as e:
                 if overrides: raise
                 corpus = faults.setdefault(str(e), []).append(r.run)

@@ -94,7 +94,7 @@ def data_sentences(corpus,    # `Corpus`
               for skipped in (corpus.skipped, train_set.skipped) if skipped]
     if n := train_set.untranscribed:
         found.append(f'{n} training utterances have no transcript: ' + (
-            'they are heard, and have no CTC loss' if train_set.keeps_untranscribed else
+            'they are used without CTC loss' if train_set.keeps_untranscribed else
             'they are left out, because nothing but transcripts teaches this run'))
     if n := len(dev_set.unwritable):
         found.append(f'{n} dev utterances hold words that training lacks: they are scored, '

@@ -292,7 +292,7 @@ def open_decoder(loaded: LoadedModel,
 
 # %% ../nbs/23a_transcribe.ipynb #transcribe-files
 CEPSTRA_NOTE = ('Note: {run} reads cepstra, which are computed here as Kaldi does. If it was trained on Sphinx .mfc files, '
-                'transcribe .mfc files of the same kind: others are not understood.')
+                'transcribe .mfc files of the same kind: other input gives wrong text.')
 
 def transcribe_files(paths,           # of recordings
                      checkpoint,      # file, several files (the mean of their probabilities), or `LoadedModel`
@@ -300,18 +300,21 @@ def transcribe_files(paths,           # of recordings
                      pause=0.3,       # seconds of quiet at which a recording is cut; 0: windows of 30 s
                      device='auto'
                     ): # yields `Transcript`
-    "Words of one recording after the other"
+    "Words of one recording after the other; at the end, one ValueError for all that are damaged"
     loaded = open_model(checkpoint, pick_device(device))
-    paths, seconds = list(paths), check_recordings(paths, loaded)
+    paths, seconds, faults = list(paths), check_recordings(paths, loaded), []
     if loaded.config.features.kind == 'mfcc' and any(map(is_audio, paths)):
         print(CEPSTRA_NOTE.format(run=loaded.config.run), file=sys.stderr)
     shown = dict(mininterval=0.5 if sys.stderr.isatty() else 60, delay=2, leave=False, disable='TQDM_DISABLE' in os.environ)
     with open_decoder(loaded, beam) as decode, tqdm(total=round(sum(seconds)), unit='s', **shown) as bar:
         for path, length in zip(paths, seconds):
-            with open_source(path, loaded) as source:
-                words = transcribe_source(source, loaded, decode, pause, bar.update)
+            try:
+                with open_source(path, loaded) as source:
+                    words = transcribe_source(source, loaded, decode, pause, bar.update)
+            except ValueError as e: faults.append(str(e) if str(path) in str(e) else f'{path}: {e}'); continue
             bar.clear() # what the caller prints gets a line of its own
             yield Transcript(str(path), length, words)
+    if faults: raise ValueError('\n'.join(faults))
 
 # %% ../nbs/23a_transcribe.ipynb #transcribe
 def transcribe(path,       # a recording

@@ -20,7 +20,6 @@ from self_distill.formats import read_table
 from self_distill.language_model import read_sentences, training_sentences
 from self_distill.ledger import append_ledger
 from self_distill.manifest import COLUMNS, SPLITS, check_manifest, default_split
-from self_distill.ngrams import estimate_arpa
 from self_distill.records import add_decode, make_decode, read_record
 from self_distill.text import Tokenizer, normalize_text
 from self_distill.trainer import Trainer
@@ -92,24 +91,16 @@ MORE = [
     ('recording: 8 channels', lambda f: P.read(P.recorded(f, P.wav(bytes(16000 * 16), channels=8))), 'read: 3'),
     ('recording: 44100 Hz', lambda f: P.read(P.recorded(f, P.wav(rate=44100))), 'read: 3'),
     ('feature file: .mfc missing', lambda f: read_mfc(f/'a.mfc'), 'no such feature file'),
-    ('feature file: .mfc of 12 cepstra', lambda f: P.cepstra(f, P.mfc(values=np.zeros((7, 12)))), 'a.mfc', '13'),
     ('feature file: .npy is text', lambda f: P.precomputed(f, b'hello'), "utterance 'a'", 'numpy.save'),
     ('feature file: .npy is an .npz', lambda f: P.precomputed(f, archive_numbers()), "utterance 'a'", 'numpy.save'),
     *((f'feature file: .npy of shape {x.shape} {x.dtype}', lambda f, x=x: P.precomputed(f, P.npy(x)), "utterance 'a'", '(frames, width)')
       for x in (np.zeros(50), np.array([['a', 'b']]), np.zeros((0, 20)))),
     ('feature file: log-mel of an .mfc', lambda f: written(f/'a.mfc', P.mfc()) and P.corpus(f, G.replace('a.flac', 'a.mfc')), 'features.kind'),
     ('feature file: a damaged cache', damaged_cache, 'read: 3'),
-    ('AN4 folder: a transcript too many', lambda f: P.sphinx(f, P.replaced(P.LIST, 'clstk/s3/an-s3\n', '')), 'an-s3', 'make the two agree'),
-    ('AN4 folder: a transcript without an id', lambda f: P.sphinx(f, P.replaced(P.TEXTS, '(an-s3)', '')), 'transcription, line 4', 'utterance-id'),
-    ('AN4 folder: a transcript twice', lambda f: P.sphinx(f, P.replaced(P.TEXTS, '(an-s3)', '(an-s2)')), 'line 4', 'a second transcript'),
     ('AN4 folder: a file without a speaker', lambda f: P.sphinx(f, P.replaced(P.LIST, 'clstk/s3/an-s3', 'an-s3')), 'line 4', 'folder/speaker/id'),
     ('AN4 folder: too few speakers', lambda f: P.sphinx(f, one_speaker_less), 'no utterance in split dev'),
-    ('AN4 folder: fold 7', lambda f: P.sphinx(f, protocol='folds', fold=7), 'data.fold 7', '0 to 4'),
     ('AN4 folder: unknown protocol', lambda f: P.sphinx(f, protocol='loso'), "data.protocol 'loso'", "'official' or 'folds'"),
     ('config: empty', lambda f: P.config(f, ''), 'c.yaml', 'configs/demo.yaml'),
-    ('config: anchors', lambda f: P.config(f, 'a: &a [x, x]\nb: [*a, *a]\n'), 'c.yaml, line 1', 'anchors'),
-    ('config: deep', lambda f: P.config(f, 'run: ' + '[' * 10000), 'c.yaml', 'nested'),
-    ('config: a key twice', lambda f: P.config(f, 'seed: 1\nseed: 2\n'), 'c.yaml', 'seed'),
     ('config: another section', lambda f: P.config(f, 'learning_rate: 1e-3\n'), '`learning_rate`', '`training.optimizer.learning_rate`'),
     ('config: infinity', lambda f: P.config(f, 'training: {gradient_clip: .inf}'), '`training.gradient_clip`'),
     ('config: a section is a number', lambda f: P.config(f, 'training: 5'), '`training` is a section'),
@@ -135,10 +126,7 @@ MORE = [
     ('record: a ledger that is a pipe', lambda f: os.mkfifo(f/'l.jsonl') or P.read_ledger(f/'l.jsonl'), 'l.jsonl', 'a pipe or a device'),
     ('command line: a thousand workers', lambda f: P.command(f, 'evaluate-beam', '--checkpoint', 'x.pt', '--workers', '1000'), 'exit code 2', '--workers', '256'),
     ('checkpoint: a folder', lambda f: load_model(f), 'is a folder, a pipe or a device; give a file'),
-    ('language model: a text file', lambda f: P.decoder(P.arpa(f, lambda t: 'hello\n' * 99)), 'lm.arpa', 'not a language model'),
-    ('language model: binary without words', lambda f: P.decoder(written(f/'lm.bin', BINARY)), 'lm.bin', 'unigrams='),
-    ('language model: of nothing', lambda f: estimate_arpa(['', ' '], 2, f/'lm.arpa'), 'empty'),
-    ('language model: its own marks in the text', lambda f: estimate_arpa(['go <s> on'], 2, f/'lm.arpa'), '<s>', 'out of the text'),
+    ('language model: a KenLM binary', lambda f: P.decoder(written(f/'lm.bin', BINARY)), 'lm.bin', 'an ARPA file starts with'),
     ('language model: more text in Latin-1', lambda f: read_sentences(written(f/'more.txt', b'caf\xe9')), 'more.txt', 'UTF-8'),
     ('language model: another vocabulary', lambda f: P.decoder(None).decode(np.zeros((7, 20))), '(7, 20)', '29'),
     ('record: no such file', lambda f: read_record(f/'other.json'), 'other.json', 'no such record'),
@@ -396,7 +384,8 @@ def member(name, kind=tarfile.REGTYPE, link=''):
     [member('an4/device', tarfile.CHRTYPE)], [member('an4/pipe', tarfile.FIFOTYPE)]], ids=lambda ms: ' '.join(f'{m.name}→{m.linkname}' if m.linkname else m.name for m in ms))
 def test_an_archive_cannot_reach_outside(members, tmp_path):
     (tmp_path/'a.tar.gz').write_bytes(tarball([('an4/etc/ok', b'ok')], members))
-    with pytest.raises(ValueError, match='a.tar.gz: cannot be unpacked into .*source you trust'): unpack(tmp_path/'a.tar.gz', tmp_path/'deep/an4') if (tmp_path/'deep').mkdir() else unpack(tmp_path/'a.tar.gz', tmp_path/'deep/an4')
+    (tmp_path/'deep').mkdir()
+    with pytest.raises(ValueError, match='a.tar.gz: cannot be unpacked into .*source you trust'): unpack(tmp_path/'a.tar.gz', tmp_path/'deep/an4')
     assert sorted(p.name for p in tmp_path.rglob('*')) == ['a.tar.gz', 'deep']
 
 def test_an_absolute_path_stays_inside(tmp_path):

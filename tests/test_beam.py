@@ -72,7 +72,7 @@ def test_the_cpp_engine_is_the_default_where_it_loads_and_pyctcdecode_elsewhere(
 @pytest.mark.parametrize('engine', ENGINES)
 def test_a_damaged_language_model_is_named(engine, arpa, tmp_path):
     (tmp_path/'cut.arpa').write_text(arpa.read_text(encoding='utf-8')[:400], encoding='utf-8')
-    with pytest.raises(ValueError, match='cut.arpa is damaged'): BeamDecoder(LETTERS, tmp_path/'cut.arpa', unigrams=['go'], engine=engine)
+    with pytest.raises(ValueError, match='cut.arpa is damaged'): BeamDecoder(LETTERS, tmp_path/'cut.arpa', engine=engine)
 
 @pytest.mark.parametrize('engine', ENGINES)
 def test_plain_pyctcdecode_is_reproduced(engine, arpa, log_probs):
@@ -168,8 +168,3 @@ def test_lower_threshold_skips_more(log_probs):
     counts = [sum(len(kept_frames(x, t)) for x in log_probs) for t in (1, 0.9933, 0.9, 0.5)]
     assert counts == sorted(counts, reverse=True) and counts[0] == sum(map(len, log_probs))
 
-def test_binary_model_needs_words(tmp_path, arpa):
-    binary = tmp_path/'m.bin'
-    binary.write_bytes(b'mmap lm http://kheafield.com/code format version 5\n\0')
-    with pytest.raises(ValueError, match='unigrams='): BeamDecoder(LETTERS, binary)
-    with pytest.raises(ValueError, match='m.bin'): BeamDecoder(LETTERS, binary, unigrams=['go'])

@@ -147,10 +147,9 @@ def test_transcribe_a_folder_into_files(say, root):
     for k in (4, 10): shutil.copy(root/f'{k}.npy', root/'some/deep')
     code, out, err = say('transcribe', root/'some', '--checkpoint', BEST, '--format', 'srt', '--folder', root/'subtitles')
     assert code == 0 and sorted(p.name for p in (root/'subtitles/deep').iterdir()) == ['10.srt', '4.srt']
-    assert say('transcribe', root/'some', '--checkpoint', BEST, '--format', 'srt', '--folder', root/'subtitles')[0] == 0 # once more
     (root/'some/deep/4.txt').write_text('by hand')
     code, out, err = say('transcribe', root/'some', '--checkpoint', BEST, '--folder', root/'some')
-    assert code == 1 and 'deep/4.txt is there already, beside its recording; name another --folder' in err
+    assert code == 1 and 'deep/4.txt is there already (1 of 2); name another --folder' in err
     assert (root/'some/deep/4.txt').read_text() == 'by hand' and not (root/'some/deep/10.txt').exists()
     assert re.match(r'1\n00:00:0\d,\d{3} --> 00:00:0\d,\d{3}\n\w', (root/'subtitles/deep/4.srt').read_text())
 
@@ -193,7 +192,7 @@ def test_export(say, root, refuses, monkeypatch):
     (('transcribe', '4.npy', '5.npy', '--checkpoint', BEST, '--format', 'srt'), 'name a --folder'),
     (('transcribe', '4.npy', 'models/../4.npy', '--checkpoint', BEST, '--folder', 'out'), 'two recordings'),
     (('transcribe', '4.npy', '--checkpoint', BEST, '--language_model', 'missing.arpa'), 'no such language model'),
-    (('export', BEST, 'a.tflite'), 'ends in .onnx or .pt2'),
+    (('export', BEST, 'a.tflite'), 'ends in .onnx'),
     (('lm', '--config', 'pictures.yml'), 'no such config file'),
     (('lm', '--config', 'pictures.yaml', '--text', 'missing.txt'), 'missing.txt'),
     (('ensemble', '--run', 'pictures'), 'no such checkpoint'),

@@ -77,11 +77,3 @@ def test_decodings_at_once_are_all_kept(tmp_path, monkeypatch):
     with ProcessPoolExecutor(3, multiprocessing.get_context('spawn')) as pool: list(pool.map(_decode_in_a_process, [(tmp_path, k) for k in range(3)]))
     assert {d.decoder for d in read_record('results/pictures.json').decodes} == {'greedy', 'beam0', 'beam1', 'beam2'}
 
-def test_results_that_cannot_be_written_are_named_before_training(tmp_path, monkeypatch):
-    from self_distill.pictures import picture_config, write_pictures
-    from self_distill.training import train
-    monkeypatch.setenv('SELF_DISTILL_ROOT', str(tmp_path))
-    write_pictures(tmp_path)
-    (tmp_path/'results').write_text('a file in the place of the folder')
-    with pytest.raises(OSError, match='results: cannot be written'): train(picture_config())
-    assert not (tmp_path/'models/pictures/checkpoint_last.pt').exists()

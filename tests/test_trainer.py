@@ -212,14 +212,6 @@ def test_members_and_averages_run_on_the_device_that_is_asked_for(copy, monkeypa
 
 def taught(cache, **more): return settings('taught', cache, teacher=dict(checkpoint=str(more.pop('teacher', BEST))), **more)
 
-def test_a_teacher_that_has_heard_the_test_speakers_is_refused(copy, shared_cache):
-    for data in (dict(protocol='folds'), dict(protocol='folds', fold=2)):
-        config = load_checkpoint(BEST)['config']
-        rewrite(copy, config=config | dict(data=config['data'] | data))
-        with pytest.raises(CheckpointError, match=rf'trained on demo, fold {data.get("fold", 0)} of protocol folds, and this run is tested on protocol official: it has heard test speakers.*same data.protocol and data.fold'): Trainer(taught(shared_cache, teacher=copy))
-    rewrite(copy, config=config | dict(data=config['data'] | dict(fold=3))) # no fold where there are none
-    assert Trainer(taught(shared_cache, teacher=copy)).teacher
-
 def test_a_teacher_with_other_statistics_is_refused(copy, shared_cache):
     config, features = load_checkpoint(BEST)['config'], dict(normalization='corpus')
     mean, deviation = Trainer(settings('plain', shared_cache, features=features)).statistics
