@@ -7,7 +7,7 @@ __all__ = ['LAYOUT', 'FOLDS', 'AN4_URL', 'AN4_SHA256', 'AN4_FOLDER', 'read_trans
            'download', 'unpack', 'fetch_an4', 'an4']
 
 # %% ../nbs/04a_an4.ipynb #imports
-import http.client, os, re, shutil, tarfile, tempfile, urllib.error, urllib.request, zlib
+import http.client, re, shutil, tarfile, tempfile, urllib.error, urllib.request, zlib
 from pathlib import Path
 
 import numpy as np, pandas as pd
@@ -101,10 +101,7 @@ def _fetch(url, part):
     if expected is not None and came < expected: raise OSError(f'{came} of {expected} bytes came')
 
 def _complete(url, path, part):
-    "Bring `part` to its full length, where that is allowed and works"
-    if os.environ.get('SELF_DISTILL_OFFLINE'):
-        raise OSError(f'{path}: is not there, and SELF_DISTILL_OFFLINE forbids to download it from {url}. '
-                      'Fetch it elsewhere and put it at this place')
+    "Bring `part` to its full length"
     try: _fetch(url, part)
     except (OSError, http.client.HTTPException, ValueError) as e:
         raise OSError(f'{url}: the download broke off ({e}). Run again to go on; '
