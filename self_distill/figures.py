@@ -382,7 +382,8 @@ def make_figures(only=(), # names of figures, tables and pages; none: all
     parameters = dict(plan=str(plan), records=str(records), group=group, folder=str(folder))
     if unknown := sorted(set(only) - {*notebooks, *PAGES}):
         raise ValueError(f'no artifact is called {", ".join(unknown)}; there are {", ".join([*notebooks, *PAGES])}')
-    for name in only or [*notebooks, *PAGES]:
+    pages = PAGES if config_file(plan) == config_file(PLAN) else ()
+    for name in only or [*notebooks, *pages]:
         start = time.perf_counter()
         try:
             if name in PAGES: _make_page(name, plan, records, folder)
