@@ -113,3 +113,7 @@ def test_an4(tmp_path):
     more = read_sentences(ROOT/'configs/experiments/an4_text.txt')
     names, mixed = (perplexity(load_language_model(estimate_arpa(training + text, 3 if text is not more else 5, tmp_path/'more.arpa')), held_out) for text in (more[:6000], more))
     assert mixed < 0.85 * values[2] and names > values[2] # names alone make all else less likely
+
+def test_the_header_of_another_toolkit(tmp_path):
+    (tmp_path/'x.arpa').write_text('\\data\\\nngram  1=      3\nngram  2=      1\n\n\\1-grams:\n')
+    assert ngram_order(tmp_path/'x.arpa') == 2

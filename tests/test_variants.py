@@ -1,13 +1,15 @@
 "What the notebooks of model and evaluation cannot show: options A, B and C across runs, old checkpoints, and files that others left."
-import os
+import os, re
+from pathlib import Path
+from types import SimpleNamespace
 
-import pytest, torch
+import pandas as pd, pytest, torch
 from self_distill.pictures import picture_config, write_pictures
 
 from self_distill.checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint
 from self_distill.config import Config, ModelConfig
 from self_distill.config_io import build_config, config_dict, config_hash
-from self_distill.ensemble import load_ensemble, numbered_checkpoints, open_model
+from self_distill.ensemble import _ensemble_path, load_ensemble, numbered_checkpoints, open_model
 from self_distill.ensemble_table import average_weights, evaluate_ensemble
 from self_distill.evaluate import Beam, Greedy, SearchedBeam, evaluate, search, search_table
 from self_distill.files import file_sha256
@@ -238,3 +240,17 @@ def test_a_record_names_no_folder(root, results):
     assert str(root) not in path.read_text() and settings['language_model_order'] == 3
     assert len(settings['language_model_sha256']) == 64 and '/' not in settings['language_model']
     assert list(read_ledger(f'{results}/test_ledger.jsonl').why) == ['a test', 'a test']
+
+def test_another_corpus_says_what_is_left_out_and_may_be_one_utterance(root, results, capsys):
+    table = pd.read_csv(root/'pictures.csv')
+    dev = table.index[table.split == 'dev']
+    table.loc[dev[1], 'text'], table.loc[dev[2], 'path'] = 'ω', 'missing.npy'
+    table.drop(index=dev[3:]).to_csv(root/'one.csv', index=False)
+    other = ['data.corpus=manifest', 'data.path=one.csv', 'data.on_error=skip']
+    evaluate(BEST, 'dev', (Greedy(), Beam(workers=1)), overrides=other, folder=results)
+    said = capsys.readouterr().out
+    for words in ("2 utterances are left out: 'ω'", 'missing.npy', 'model is of the training text of one.csv', 'one utterance; ', 'no test'): assert words in said, words
+
+def test_an_ensemble_of_long_names_has_a_short_one():
+    members = [SimpleNamespace(config=SimpleNamespace(run=f'{"a_long_name_" * 4}{k}'), path=Path(f'models/{k}/checkpoint_best.pt')) for k in range(4)]
+    assert re.fullmatch('ensemble_of_4_[0-9a-f]{8}', _ensemble_path(members).parent.name)
