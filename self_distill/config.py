@@ -222,7 +222,7 @@ class TrainingConfig:
 @dataclass(config=SECTION)
 class MemoryConfig:
     "What to give up when memory is short"
-    teacher_fp16: bool = False       # the frozen teacher in half precision
+    teacher_fp16: bool = False       # the frozen teacher in half precision, where the device computes in it
 
 # %% ../nbs/00a_config.ipynb #checkpoint-config
 @dataclass(config=SECTION)

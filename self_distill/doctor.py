@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 import self_distill
 from .config import ModelConfig
 from .demo import Synthesizer
-from .environment import git_state, pick_device
+from .environment import computes_bfloat16, git_state, pick_device
 from .files import check_writable, root_path
 from .loss import hard_loss
 from .model import build_model
@@ -138,7 +138,9 @@ def train_once(device: torch.device
 
 # %% ../nbs/28_doctor.ipynb #devices
 @check('CPU')
-def cpu(): return f'a training step, {train_once(torch.device("cpu"))}'
+def cpu():
+    precisions = 'float32 or bfloat16' if computes_bfloat16() else 'float32 alone'
+    return f'a training step, {train_once(torch.device("cpu"))}, {precisions}'
 
 @check('GPU', needed=False)
 def gpu():

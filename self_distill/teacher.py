@@ -14,7 +14,7 @@ import torch
 from .checkpoint import CheckpointError, LoadedModel, load_model
 from .config import Config
 from .corpora import Corpus, heard
-from .environment import autocast
+from .environment import autocast, computes_bfloat16
 from .model import ModelOutput, count_parameters
 from .own_teacher import foreign_teacher, teacher_hash
 from .schedule import scaled_milestones
@@ -76,7 +76,8 @@ def is_asked(config: Config) -> bool:
 def teacher_precision(config: Config, device: torch.device) -> str:
     "Of the teacher's matrix products: float32 | bfloat16 | float16"
     if not config.memory_optimization.teacher_fp16: return config.training.precision
-    return 'float16' if device.type == 'cuda' else 'bfloat16'
+    if device.type == 'cuda': return 'float16'
+    return 'bfloat16' if device.type == 'mps' or computes_bfloat16() else config.training.precision
 
 # %% ../nbs/16_teacher.ipynb #teacher-output
 @torch.no_grad()

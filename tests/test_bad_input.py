@@ -109,7 +109,7 @@ MORE = [
     ('config: an override of another type', lambda f: P.config(f, 'seed: 1', 'seed=one'), '`seed`', "'one'"),
     ('config: unknown device', lambda f: pick_device('gpu'), "device 'gpu'", 'cpu'),
     *([] if torch.backends.mps.is_available() else [('config: no Apple GPU', lambda f: pick_device('mps'), "device 'mps'", 'torch sees 0', 'choose auto or cpu')]),
-    ('config: float16 on a CPU, at the door', lambda f: Trainer(build_config(dict(device='cpu', training=dict(precision='float16')))), 'training.precision', "choose 'bfloat16'"),
+    ('config: float16 on a CPU, at the door', lambda f: Trainer(build_config(dict(device='cpu', training=dict(precision='float16')))), 'training.precision', "choose 'float32'"),
     *((f'config: {key} = {value}', lambda f, key=key, value=value: P.config(f, '{}', f'{key}={value}'), f'`{key}` = {value}', 'Input should be')
       for key, value in (('threads', 5000), ('features.sample_rate', 10**7), ('features.sample_rate', 1), ('features.n_mels', 10**5), ('data.utterances', 10**6),
                          ('augmentation.time_masks', 10**7), ('augmentation.frequency_masks', 10**7), ('model.num_layers', 1000), ('model.hidden_size', 10**6),

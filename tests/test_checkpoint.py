@@ -8,6 +8,7 @@ import pytest, torch
 from self_distill.checkpoint import CheckpointError, content_hash, copy_checkpoint, load_checkpoint, load_model, remove_unfinished, save_checkpoint, weights_hash
 from self_distill.config import Config, ModelConfig
 from self_distill.config_io import config_dict
+from self_distill.environment import computes_bfloat16
 from self_distill.files import WriteError
 from self_distill.model import build_model
 from self_distill.text import Tokenizer
@@ -157,6 +158,7 @@ def test_weights_stored_in_another_precision(dtype, saved):
     model = load_model(saved).model
     assert all(p.dtype == torch.float32 for p in model.parameters()) and torch.allclose(model(x, lengths).logits, before, atol=0.05)
 
+@pytest.mark.skipif(not computes_bfloat16(), reason='no bfloat16 here')
 def test_a_loaded_model_runs_in_half_precision(saved):
     x, lengths = torch.randn(2, 60, 40), torch.tensor([60, 40])
     model = load_model(saved).model

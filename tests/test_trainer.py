@@ -7,7 +7,7 @@ from conftest import ROOT, environment
 from self_distill.pictures import picture_config, write_pictures
 from test_torture import TRAINING, settings
 
-from self_distill import ensemble, learner, opened, trainer
+from self_distill import ensemble, environment as machine, learner, opened, teacher, trainer
 from self_distill.batches import UtteranceDataset, epoch_batches, frame_batches
 from self_distill.checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint
 from self_distill.ensemble_table import evaluate_ensemble
@@ -125,7 +125,7 @@ def rewrite(path, **changes): save_checkpoint(load_checkpoint(path) | changes, p
 
 def test_a_resumed_run_refuses_other_settings(copy, shared_cache):
     refused(shared_cache, r'training\.epochs: 2 → 3.*Give this run another name', epochs=3)
-    refused(shared_cache, 'training.precision', precision='bfloat16')
+    refused(shared_cache, r'training\.optimizer\.weight_decay', optimizer=dict(weight_decay=0.5))
 
 def test_a_resumed_run_accepts_another_device_cache_or_number_of_processes(copy, shared_cache, tmp_path_factory):
     config = short(shared_cache, workers=1, gradient_norms_every=0)
@@ -179,12 +179,18 @@ def test_a_finished_run_returns_its_record_and_writes_nothing(copy, shared_cache
     record = train(short(shared_cache))
     assert len(record.epochs) == 2 and {p: p.stat().st_mtime_ns for p in (root/'models').rglob('*.pt')} == before
 
-@pytest.mark.parametrize('precision', ['bfloat16', 'float32'])
+@pytest.mark.parametrize('precision', [pytest.param('bfloat16', marks=pytest.mark.skipif(not machine.computes_bfloat16(), reason='no bfloat16 here')), 'float32'])
 def test_a_run_moves_to_another_precision_as_a_new_run_taught_by_it(precision, copy, shared_cache, root):
     "A model trained in one precision teaches, and is evaluated, in any other."
     run = Trainer(settings('moved', shared_cache, teacher=dict(checkpoint=str(copy)), training=TRAINING | dict(epochs=1, precision=precision), memory_optimization=dict(teacher_fp16=True)))
     run.fit()
     assert all(p.dtype == torch.float32 for p in load_model(root/'models/moved/checkpoint_best.pt').model.parameters())
+
+def test_a_cpu_without_bfloat16_asks_for_float32(monkeypatch):
+    for module in (machine, teacher): monkeypatch.setattr(module, 'computes_bfloat16', lambda: False)
+    with pytest.raises(ValueError, match="'bfloat16': this CPU does not compute in it; choose 'float32'"): machine.pick_device('cpu', 'bfloat16')
+    config = picture_config(memory_optimization=dict(teacher_fp16=True))
+    assert teacher.teacher_precision(config, machine.pick_device('cpu', 'float32')) == 'float32'
 
 def test_words_that_training_lacks_are_scored_and_left_out_of_the_loss(root):
     write_pictures(root, 60)
