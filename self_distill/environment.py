@@ -66,16 +66,17 @@ def package_versions() -> dict: # name → version, 'python' first
         except PackageNotFoundError: pass
     return found
 
-# %% ../nbs/12_environment.ipynb #pick-device
-def _how_many(kind): # devices of a kind, as torch sees them
-    return dict(cpu=lambda: 1, cuda=torch.cuda.device_count, mps=lambda: int(torch.backends.mps.is_available()))[kind]()
-
+# %% ../nbs/12_environment.ipynb #computes-bfloat16
 def computes_bfloat16() -> bool:
     "Whether LSTM layers run in bfloat16 on this CPU: on x86, oneDNN asks for AVX-512"
     with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
         try: nn.LSTM(256, 256)(torch.zeros(1, 1, 256))
         except RuntimeError: return False
     return True
+
+# %% ../nbs/12_environment.ipynb #pick-device
+def _how_many(kind): # devices of a kind, as torch sees them
+    return dict(cpu=lambda: 1, cuda=torch.cuda.device_count, mps=lambda: int(torch.backends.mps.is_available()))[kind]()
 
 def pick_device(name: str = 'auto',        # auto | cpu | cuda | cuda:1 | mps
                 precision: str = 'float32' # of the training: float32 | bfloat16 | float16
@@ -89,7 +90,8 @@ def pick_device(name: str = 'auto',        # auto | cpu | cuda | cuda:1 | mps
     if (device.index or 0) >= count:
         raise ValueError(f'device {name!r}: torch sees {count} of this kind here; choose auto or cpu')
     if device.type == 'cpu' and (precision == 'float16' or precision == 'bfloat16' and not computes_bfloat16()):
-        raise ValueError(f"training.precision {precision!r}: this CPU does not compute in it; choose 'float32', or a GPU")
+        raise ValueError(f'training.precision {precision!r}: this CPU does not compute in it; '
+                         "choose 'float32', or a GPU")
     return device
 
 # %% ../nbs/12_environment.ipynb #autocast
