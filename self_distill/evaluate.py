@@ -48,6 +48,10 @@ def _check_name(name):
                          'greedy is the greedy decoder')
 
 # %% ../nbs/23_evaluate.ipynb #language-model
+def _text_hashes(spec):
+    "A hash of each extra text; None for a file that is not here"
+    return [file_sha256(path) if (path := root_path(file)).is_file() else None for file in spec.extra_text]
+
 @contextmanager
 def _beam_search(spec, opened):
     "The beam search that a decoder asks for, with its language model loaded, and what the record says of that"
@@ -58,7 +62,7 @@ def _beam_search(spec, opened):
     arpa = root_path(spec.language_model) if spec.language_model else \
         language_model_for(opened.corpus, opened.loaded.config, spec.order, spec.extra_text)
     with BeamDecoder(opened.loaded.tokenizer, str(arpa), engine=spec.engine, workers=spec.workers) as decoder:
-        extra = dict(extra_text=list(spec.extra_text)) if spec.extra_text else {}
+        extra = dict(extra_text=list(spec.extra_text), extra_text_sha256=_text_hashes(spec)) if spec.extra_text else {}
         yield decoder, decoder.settings | dict(language_model=arpa.name, language_model_order=ngram_order(arpa)) | extra
 
 def _same_text(spec, settings):
@@ -67,6 +71,8 @@ def _same_text(spec, settings):
         path = root_path(spec.language_model)
         same = not path.is_file() or file_sha256(path) == settings.get('language_model_sha256')
         return same and settings.get('language_model') == path.name
+    now = _text_hashes(spec)
+    if any(new and new != old for new, old in zip(now, settings.get('extra_text_sha256', now))): return False # edited
     return (settings.get('language_model_order'), settings.get('extra_text', [])) == (spec.order, list(spec.extra_text))
 
 # %% ../nbs/23_evaluate.ipynb #beam-base
