@@ -324,8 +324,9 @@ def _cut_out(path, start, seconds, cache):
         if file.exists(): return str(file)
         whole.seek(first)
         samples = whole.read(frames)
+    loud = np.abs(samples).max(initial=0) > 1 # samples of floats that 16 bits would clip
     with atomic_write(file, 'wb', durable=False) as out:
-        soundfile.write(out, samples, rate, format='WAV', subtype='PCM_16')
+        soundfile.write(out, samples, rate, format='WAV', subtype='FLOAT' if loud else 'PCM_16')
     return str(file)
 
 # %% ../nbs/04c_formats.ipynb #cut-segments
