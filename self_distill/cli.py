@@ -224,9 +224,12 @@ def transcribe(files: Files, checkpoint: Checkpoints, format: Format = 'text', f
     if format == 'ctm' and not folder and len({name.name for name in found.values()}) < len(found):
         raise ValueError('two recordings have one name, and CTM holds no more of them: name a --folder, '
                          'or transcribe them in two calls')
+    by_beam = beam or language_model
+    if not by_beam and any(x is not None for x in (lm_weight, word_bonus, beam_width)):
+        raise ValueError('--lm_weight, --word_bonus and --beam_width are of a beam search: add --beam')
     search = Beam(lm_weight, word_bonus, beam_width, language_model=language_model and str(from_here(language_model)),
                   engine=engine, workers=workers)
-    transcripts = transcribe_files(found, loaded, search if beam or language_model else None, pause)
+    transcripts = transcribe_files(found, loaded, search if by_beam else None, pause)
     _write_transcripts(transcripts, found, format, folder)
 
 # %% ../nbs/29_cli.ipynb #export-checkpoint

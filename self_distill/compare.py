@@ -310,7 +310,7 @@ def _improvement_text(row, prefix=''):
     "An improvement over the baseline (or, with the prefix 'control_', the control) as a cell"
     improvement, relative, p = (row.get(prefix + k) for k in ('improvement', 'relative', 'p_value'))
     if pd.isna(improvement): return '–'
-    return f'{improvement:+.2f} ({relative:+.1f} %), {p_text(p)}{"" if p < 0.05 else ", not significant"}'
+    return f'{improvement:+.2f} ({relative:+.1f} %), {p_text(p)}'
 
 # %% ../nbs/24_compare.ipynb #compare-texts
 def summary_table(comparison: Comparison
@@ -332,7 +332,7 @@ def added_table(comparison: Comparison
     return pd.DataFrame([{
         'Model': r.model, 'Decoder': r.change,
         'Gain (points)': f'{r.improvement:+.2f} [{r.improvement_low:+.2f}, {r.improvement_high:+.2f}]',
-        'Relative (%)': f'{r.relative:+.1f}', 'Test': p_text(r.p_value) + ('' if r.significant else ', not significant')
+        'Relative (%)': f'{r.relative:+.1f}', 'Test': p_text(r.p_value)
     } for r in comparison.added.itertuples()])
 
 # %% ../nbs/24_compare.ipynb #compare-row-text

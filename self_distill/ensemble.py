@@ -7,7 +7,7 @@ __all__ = ['Ensemble', 'load_members', 'checkpoint_name', 'load_ensemble', 'open
            'numbered_checkpoints', 'mean_state', 'load_average']
 
 # %% ../nbs/22_ensemble.ipynb #imports
-import hashlib, math, warnings
+import functools, hashlib, math, warnings
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.functional import ctc_loss
 
 from .checkpoint import CheckpointError, LoadedModel, load_checkpoint, load_model, weights_hash
+from .corpora import joined_data
 from .files import root_path
 from .model import ModelOutput
 
@@ -87,9 +88,8 @@ def _entries(members): return [dict(checkpoint=_name(m), weights_sha256=m.weight
 
 def _heard_by_any(members):
     "What `corpora.training_data` says of all members together"
-    known = [m.payload.get('data') or {} for m in members]
-    heard = {k: sorted({x for data in known for x in data.get(k, [])}) for k in ('speakers', 'sounds')}
-    return known[0] | heard if known[0] else None
+    first, *others = (m.payload.get('data') for m in members)
+    return functools.reduce(joined_data, others, first) if first else None
 
 # %% ../nbs/22_ensemble.ipynb #load-ensemble
 def load_ensemble(checkpoints, # files, at least two, in any order

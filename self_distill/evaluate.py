@@ -22,7 +22,8 @@ from .greedy import greedy_texts
 from .language_model import language_model_for
 from .ledger import LEDGER, append_ledger
 from .ngrams import ngram_order
-from .opened import LogProbs, Opened, check_unheard, compute_log_probs, open_for_evaluation
+from .opened import (LogProbs, Opened, check_unheard, compute_log_probs, note_other_data,
+                                 open_for_evaluation)
 from .records import (Decode, Record, RecordError, Search, add_decode, add_search, changed, decode_counts,
                                   find_decode, make_decode)
 from .search import BEAM_WIDTHS, LM_WEIGHTS, SETTINGS, WORD_BONUSES, at_edge, choose, search_beam_settings
@@ -63,6 +64,7 @@ def _beam_search(spec, opened):
         language_model_for(opened.corpus, opened.loaded.config, spec.order, spec.extra_text)
     with BeamDecoder(opened.loaded.tokenizer, str(arpa), engine=spec.engine, workers=spec.workers) as decoder:
         extra = dict(extra_text=list(spec.extra_text), extra_text_sha256=_text_hashes(spec)) if spec.extra_text else {}
+        if spec.language_model: extra['language_model_given'] = True
         yield decoder, decoder.settings | dict(language_model=arpa.name, language_model_order=ngram_order(arpa)) | extra
 
 def _same_text(spec, settings):
@@ -71,6 +73,7 @@ def _same_text(spec, settings):
         path = root_path(spec.language_model)
         same = not path.is_file() or file_sha256(path) == settings.get('language_model_sha256')
         return same and settings.get('language_model') == path.name
+    if settings.get('language_model_given'): return False
     now = _text_hashes(spec)
     if any(new and new != old for new, old in zip(now, settings.get('extra_text_sha256', now))): return False # edited
     return (settings.get('language_model_order'), settings.get('extra_text', [])) == (spec.order, list(spec.extra_text))
@@ -234,13 +237,20 @@ def score(opened: Opened,
     return decode
 
 # %% ../nbs/23_evaluate.ipynb #is-recorded
+def _outdated(record, decode):
+    "Whether a search has chosen other values since a decoding"
+    wanted = decode.weights_sha256, decode.settings.get('language_model_sha256')
+    found = [s for s in record.searches if (s.weights_sha256, s.language_model_sha256) == wanted]
+    return bool(found) and any(getattr(found[-1], k) != decode.settings[k] for k in SETTINGS)
+
 def is_recorded(record: Record,
                 split: str,            # 'train', 'dev' or 'test'
                 decoder,               # `Greedy`, `Beam` or `SearchedBeam`
                 checkpoint: str = 'best'
                ) -> bool:
     "Whether a record holds a decoder's decoding of a split, made with the settings it asks for"
-    return any(d.key == (split, decoder.name, checkpoint) and decoder.made(d.settings) for d in record.decodes)
+    return any(d.key == (split, decoder.name, checkpoint) and decoder.made(d.settings)
+               and not (isinstance(decoder, SearchedBeam) and _outdated(record, d)) for d in record.decodes)
 
 def _is_current(opened, split, decoder):
     "Whether the record holds this decoding of these very weights"
@@ -278,6 +288,7 @@ def evaluate(checkpoint,            # file, several files (an ensemble), or `Loa
     wanted = [d for d in decoders if again or not _is_current(opened, split, d)]
     if wanted:
         check_unheard(opened, split)
+        note_other_data(opened, split)
         if silent := sum(opened.corpus.rows(split).text == ''):
             raise ValueError(f'{silent} {split} utterances have no transcript, so their errors cannot be counted; '
                              'evaluate dev')

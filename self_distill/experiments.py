@@ -24,13 +24,12 @@ from .checkpoint import load_checkpoint, weights_hash
 from .compare import has_other_teacher
 from .config import Config
 from .config_io import config_dict, config_file, config_hash, dotted, portable
-from .corpora import user_folder
 from .ensemble import numbered_checkpoints
 from .ensemble_table import evaluate_ensemble
 from .environment import end_with_parent
 from .evaluate import Greedy, evaluate, is_recorded
 from .figure_arrays import add_figure_arrays
-from .files import check_writable, root_path
+from .files import check_writable, root_path, user_folder
 from .labelling import labels_of
 from .plan import PlanError, Run, load_plan
 from .records import Record, read_record, record_path
@@ -55,6 +54,8 @@ def refuse_other(record: Record,
     "PlanError where a record was made with other settings or by another teacher than a run of a plan"
     same = record.config_hash == config_hash(run.config)
     differ = [] if same else _differing(record.config, config_dict(run.config))
+    begun = [dotted(c).get('training.initial_checkpoint') for c in (record.config, portable(config_dict(run.config)))]
+    if same and begun[0] != begun[1]: differ.append(f'training.initial_checkpoint was {begun[0]!r}, is {begun[1]!r}')
     teacher = record.teacher.run if record.teacher and dotted(record.config).get('teacher.checkpoint') else None
     if teacher != run.teacher: differ.append(f'teacher was {teacher}, is {run.teacher}')
     if same and not differ: return

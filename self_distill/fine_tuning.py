@@ -40,10 +40,10 @@ def _problem(source, config, corpus, model):
 def start_from(model: torch.nn.Module, # changed in place
                config: Config,
                corpus: Corpus
-              ) -> str | None:         # a sentence for the log; None where the config names no checkpoint
+              ) -> tuple: # a sentence for the log, and `training_data` of the weights; None where no checkpoint is named
     "Give a fresh model the weights that `training.initial_checkpoint` names; CheckpointError where they do not fit"
     path = config.training.initial_checkpoint
-    if path is None: return None
+    if path is None: return None, None
     source = load_model(path, next(model.parameters()).device)
     if problem := _problem(source, config, corpus, model): raise CheckpointError(f'{path}: {problem}')
     weights, fresh, shared = source.model.state_dict(), model.state_dict(), len(corpus.tokenizer)
@@ -53,4 +53,4 @@ def start_from(model: torch.nn.Module, # changed in place
             weights[name], shared = _carry_rows(fresh[name], weights[name], corpus.tokenizer, source.tokenizer)
     model.load_state_dict(weights)
     return (f'Started from {source.config.run} (weights {source.weights_sha256[:12]}); '
-            f'{shared} of {len(corpus.tokenizer)} tokens known')
+            f'{shared} of {len(corpus.tokenizer)} tokens known'), source.payload.get('data')

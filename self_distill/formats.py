@@ -18,9 +18,9 @@ from unicodedata import normalize
 import numpy as np, pandas as pd, soundfile
 
 from .config import DataConfig, FeatureConfig
-from .corpora import data_path, read_lines, user_folder
+from .corpora import data_path, read_lines
 from .file_facts import file_stamp, stamp_key
-from .files import atomic_write, opened, refuse_special, root_path
+from .files import atomic_write, opened, refuse_special, root_path, user_folder
 from .manifest import COLUMNS, OTHER_NAMES, SPLITS, complete, first_few, path_ids, seconds_in
 
 # %% ../nbs/04c_formats.ipynb #names
@@ -213,6 +213,7 @@ def _part(line, where):
     "The recording in a line of segments, and start and duration in seconds"
     recording, *times = line.split()
     if not times: return recording, {} # there is no such file: an utterance is a recording
+    if len(times) > 2: raise ValueError(f'{where}: {line!r} names a channel; write each channel as a recording of its own')
     try: start, end = map(float, times[:2])
     except ValueError: raise ValueError(f'{where}: {line!r} is not a recording, its start and its end in seconds') from None
     return recording, dict(start=start, duration=end - start)

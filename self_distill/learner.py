@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from .averaging import averaged_model
 from .batches import UtteranceDataset, collate, epoch_batches, frame_batches, output_frames, too_short
 from .config import Config
-from .corpora import load_corpus, training_data
+from .corpora import joined_data, load_corpus, training_data
 from .environment import autocast, environment, pick_device
 from .files import root_path
 from .fine_tuning import start_from
@@ -55,7 +55,8 @@ class Learner:
         with process_0_first(): self._load_data()
         torch.manual_seed(config.seed)
         self.model = new_model(config.model, self.corpus.input_size, len(self.tokenizer)).to(self.device)
-        self.begun = start_from(self.model, config, self.corpus)
+        self.begun, before = start_from(self.model, config, self.corpus)
+        self.data = joined_data(self.data, before)
         self.updates_per_epoch = math.ceil(len(self.batches(1)) / t.gradient_accumulation_steps)
         self.updates = self.updates_per_epoch * t.epochs
         self.average = averaged_model(self.model, t.ema_window * self.updates_per_epoch) if t.ema_window else None
@@ -87,7 +88,7 @@ def _start(self: Learner):
     self.sums, self.bad, self.skipped = {}, 0, 0 # of this epoch's numbers; bad updates in a row, and in all
     self.environment = environment(self.device)
     git, device = self.environment['git'], self.environment['device']
-    self.first_call = dict(started=now(), device=device.name, revision=git.revision, begun=self.begun)
+    self.first_call = dict(started=now(), device=device.name, revision=git.revision, dirty=git.dirty, begun=self.begun)
 
 # %% ../nbs/17_learner.ipynb #validated
 @patch(as_prop=True)

@@ -123,7 +123,8 @@ def complete(table: pd.DataFrame, # with `path` and `text`
     "Fill in what a corpus may leave out"
     if missing := {'path', 'text'} - set(table): raise ValueError(f'{source}: has no column {first_few(missing)}')
     if not len(table): raise ValueError(f'{source}: holds no utterance')
-    table = table.reset_index(drop=True).assign(path=[str(p) for p in table.path])
+    table = table.reset_index(drop=True).assign(path=[str(p) for p in table.path],
+                                                text=['' if pd.isna(t) else str(t) for t in table.text])
     table['id'] = table.id.astype(str) if 'id' in table else path_ids(table.path)
     speaker = table.speaker.fillna('').astype(str).str.strip() if 'speaker' in table else pd.Series(UNKNOWN, table.index)
     table['speaker'] = speaker

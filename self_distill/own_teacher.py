@@ -15,8 +15,8 @@ from torch import nn
 from .batches import output_frames
 from .checkpoint import weights_hash
 from .config import TeacherConfig
-from .corpora import own_code, user_folder
-from .files import root_path
+from .corpora import own_code
+from .files import root_path, user_folder
 from .model import ModelOutput
 
 # %% ../nbs/15a_own_teacher.ipynb #checked-answer

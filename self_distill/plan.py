@@ -7,7 +7,7 @@ __all__ = ['SET_BY_PLAN', 'PlanError', 'Part', 'BeamSearch', 'Shared', 'Row', 'G
            'find_row', 'Run', 'planned_run', 'load_plan']
 
 # %% ../nbs/25_plan.ipynb #imports
-import difflib, json
+import difflib, itertools, json
 from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated, Any, Optional
@@ -89,6 +89,12 @@ class Plan(Shared):
     "Everything in the file"
     title: str
     groups: Annotated[dict[str, Group], Field(min_length=1)]
+
+    @model_validator(mode='after')
+    def _hand_down(self):
+        for group, key in itertools.product(self.groups.values(), ('runs', 'folds')):
+            if getattr(group, key) is None: setattr(group, key, getattr(self, key))
+        return self
 
 # %% ../nbs/25_plan.ipynb #read-plan
 def _explain(error):

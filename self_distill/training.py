@@ -22,8 +22,9 @@ def _notes(trainer):
     notes = [f'excluded {i}: {why}' for i, why in trainer.corpus.skipped + trainer.train_set.skipped] + trainer.corpus.notes
     if trainer.begun: notes.append(trainer.begun)
     first, now = trainer.first_call, trainer.environment
-    if (first['device'], first['revision']) != (now['device'].name, now['git'].revision):
-        notes.append(f'begun on {first["device"]} with revision {first["revision"]}, and resumed')
+    git = now['git']
+    if (first['device'], first['revision'], first.get('dirty', git.dirty)) != (now['device'].name, git.revision, git.dirty):
+        notes.append(f'begun on {first["device"]} with revision {first["revision"]}{" and changes" * first.get("dirty", False)}, and resumed')
     return notes
 
 # %% ../nbs/18_training.ipynb #greedy-decode
@@ -52,10 +53,15 @@ def _describes(record, best):
     return any(d.weights_sha256 == best.weights_sha256 or d.checkpoint_sha256 == best.payload['sha256']
                for d in record.decodes if d.checkpoint == 'best')
 
+def _same_data(record, fingerprint):
+    "Whether a record is of these train and dev sets, as far as it says"
+    return not record.fingerprint or all(record.fingerprint[s] == fingerprint[s] for s in ('train', 'dev'))
+
 # %% ../nbs/18_training.ipynb #with-decodings
 def _with_decodings(record, before):
     "A training's record with what was decoded of the same weights before it was written"
     [own] = record.decodes
+    if not _same_data(before, record.fingerprint): return record
     def same(x): return x.weights_sha256 == own.weights_sha256
     decodes = [d for d in before.decodes if same(d) and d.key != own.key]
     utterances = {s: u for s, u in before.utterances.items() if s in {d.split for d in decodes}}
@@ -77,7 +83,8 @@ def _train(config, folder):
     wait()
     best = load_model(trainer.folder/'checkpoint_best.pt')
     before = read_record(path) if path.exists() else None
-    if before and before.kind == 'training' and _describes(before, best): return before
+    known = before and before.kind == 'training' and _describes(before, best)
+    if known and _same_data(before, trainer.data['fingerprint']): return before
     record = training_record(trainer)
     if rank(): return record
     with locked(path):

@@ -189,6 +189,7 @@ def test_export(say, root, refuses, monkeypatch):
     (('search', '--checkpoint', BEST, '--language_model', 'capitals.arpa'), 'are of another case'),
     (('transcribe', 'letters.csv', '--checkpoint', BEST), "features of kind 'precomputed'"),
     (('transcribe', '4.npy', '--checkpoint', BEST, '--format', 'doc'), 'choose text'),
+    (('transcribe', '4.npy', '--checkpoint', BEST, '--beam_width', '50'), 'add --beam'),
     (('transcribe', '4.npy', '5.npy', '--checkpoint', BEST, '--format', 'srt'), 'name a --folder'),
     (('transcribe', '4.npy', 'models/../4.npy', '--checkpoint', BEST, '--folder', 'out'), 'two recordings'),
     (('transcribe', '4.npy', '--checkpoint', BEST, '--language_model', 'missing.arpa'), 'no such language model'),
