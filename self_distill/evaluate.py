@@ -34,6 +34,7 @@ from .significance import bootstrap_interval, paired_bootstrap
 class Greedy:
     "The best token of every frame (`10_greedy`)"
     name: str = 'greedy'
+    searches = False # its values on dev
 
     @contextmanager
     def open(self, opened: Opened):
@@ -88,6 +89,7 @@ class _BeamSearch:
     name: str = 'beam'
     engine: str = 'auto'              # `beam_search.pick_engine`
     workers: int = 2                  # processes that decode
+    searches = False
 
 # %% ../nbs/23_evaluate.ipynb #beam
 DEFAULTS = dict(lm_weight=0.9, word_bonus=1.5, beam_width=10) # as in docs/from_the_guide.md; the bonus is ours
@@ -126,6 +128,7 @@ class SearchedBeam(_BeamSearch):
     lm_weights: tuple = LM_WEIGHTS
     word_bonuses: tuple = WORD_BONUSES # nats a word
     beam_widths: tuple = BEAM_WIDTHS
+    searches = True
 
     @contextmanager
     def open(self, opened: Opened):
@@ -250,7 +253,7 @@ def is_recorded(record: Record,
                ) -> bool:
     "Whether a record holds a decoder's decoding of a split, made with the settings it asks for"
     return any(d.key == (split, decoder.name, checkpoint) and decoder.made(d.settings)
-               and not (isinstance(decoder, SearchedBeam) and _outdated(record, d)) for d in record.decodes)
+               and not (decoder.searches and _outdated(record, d)) for d in record.decodes)
 
 def _is_current(opened, split, decoder):
     "Whether the record holds this decoding of these very weights"
