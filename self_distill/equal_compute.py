@@ -80,7 +80,7 @@ def fewer(lines: pd.DataFrame, # of `read_rows`
     "How many fewer errors a row makes than another, by the means over their runs"
     return 100 * (1 - np.mean(lines[column][row]) / np.mean(lines[column][other]))
 
-# %% ../nbs/27a_equal_compute.ipynb #curves
+# %% ../nbs/27a_equal_compute.ipynb #looks
 LOOKS = (('blue', '-'), ('vermilion', (0, (6, 2))), ('purple', '-.'), ('orange', (0, (6, 1, 1, 1, 1, 1))), ('sky', ':'))
 CONTROL = 'green', (0, (2, 1)) # the look of every control
 
@@ -89,6 +89,16 @@ def _looks(titles):
     others = itertools.cycle(LOOKS)
     return [CONTROL if title.startswith('control') else next(others) for title in titles]
 
+def _log_axis(axes):
+    "A logarithmic axis of WER where it spans more than a factor of 3"
+    bottom, top = axes.get_ylim()
+    if top <= 3*max(bottom, 1): return
+    axes.set(yscale='log')
+    bottom, top = axes.get_ylim()
+    ticks = [t for t in (5, 7, 10, 12, 15, 20, 30, 40, 60, 80, 100) if bottom < t < top]
+    axes.set_yticks(ticks, map(str, ticks)); axes.minorticks_off()
+
+# %% ../nbs/27a_equal_compute.ipynb #curves
 def plot_compute(results: Results,
                  group: str,      # of the plan
                  unit: float,     # compute that counts as 1
@@ -109,11 +119,6 @@ def plot_compute(results: Results,
         axes.plot(at, wer.mean(axis=1), linestyle=dashes, color=OKABE_ITO[color], label=results.named(row))
     if several: axes.plot([], [], color='0.5', linewidth=0.5, label='single runs')
     axes.set(xlabel=f'compute, in trainings of {unit_name}', ylabel='dev WER (%), mean of five epochs')
-    bottom, top = axes.get_ylim()
-    if top > 3*max(bottom, 1):
-        axes.set(yscale='log')
-        bottom, top = axes.get_ylim()
-        ticks = [t for t in (5, 7, 10, 12, 15, 20, 30, 40, 60, 80, 100) if bottom < t < top]
-        axes.set_yticks(ticks, map(str, ticks)); axes.minorticks_off()
+    _log_axis(axes)
     figure.legend(loc='outside lower center', ncols=2); figure.suptitle(results.title)
     return figure

@@ -85,6 +85,7 @@ class Group(Shared):
         if n > 1: raise ValueError(f'{n} rows have the title {title!r}; give each its own, tables name rows by it')
         return self
 
+# %% ../nbs/25_plan.ipynb #whole-plan
 class Plan(Shared):
     "Everything in the file"
     title: str
@@ -165,7 +166,6 @@ class Run:
     name: str
     group: str
     row: str
-    title: str           # of the row
     number: int          # 0, 1, … within its row
     file: str            # config file
     overrides: tuple     # dotted settings on top of it, as on a command line
@@ -213,7 +213,7 @@ def planned_run(plan: Plan,
     if wrong := set(ensemble or ()) - set(kept):
         raise PlanError(f'ensemble: no checkpoint is kept of epoch {min(wrong)}, only of {[*kept]}')
     decoders = Greedy(), *(_decoder(*item) for item in (decoders or {}).items())
-    return Run(name, group, row, recipe.title or row.replace('_', ' '), number, file, tuple(settings), config, teacher,
+    return Run(name, group, row, number, file, tuple(settings), config, teacher,
                decoders, ensemble, frozen)
 
 # %% ../nbs/25_plan.ipynb #order
