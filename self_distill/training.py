@@ -24,7 +24,7 @@ def _notes(trainer):
     first, now = trainer.first_call, trainer.environment
     git = now['git']
     if (first['device'], first['revision'], first.get('dirty', git.dirty)) != (now['device'].name, git.revision, git.dirty):
-        notes.append(f'begun on {first["device"]} with revision {first["revision"]}{" and changes" * first.get("dirty", False)}, and resumed')
+        notes.append(f'begun on {first["device"]} with revision {first["revision"]}{" and changes" * bool(first.get("dirty"))}, and resumed')
     return notes
 
 # %% ../nbs/18_training.ipynb #greedy-decode
