@@ -70,11 +70,11 @@ def _version(name):
     except importlib.metadata.PackageNotFoundError: return None
 
 def unmet() -> list: # of 'torch>=2 (1.13)'
-    "Requirements that this environment does not satisfy, with the version it has"
+    "Requirements that this environment does not satisfy, with the version it has; KenLM has a check of its own"
     required = map(Requirement, importlib.metadata.requires('self_distill') or [])
     found = {r: _version(r.name) for r in required if not r.marker or r.marker.evaluate({'extra': ''})}
     def met(r, version): return version is not None and r.specifier.contains(version, prereleases=True)
-    return [f'{r} ({version or "not installed"})' for r, version in found.items() if not met(r, version)]
+    return [f'{r} ({version or "not installed"})' for r, version in found.items() if not met(r, version) and r.name != 'kenlm']
 
 @check('packages')
 def packages():
@@ -98,7 +98,7 @@ def audio():
     return f'FLAC written and read, {soundfile.__libsndfile_version__}'
 
 # %% ../nbs/28_doctor.ipynb #kenlm
-@check('KenLM')
+@check('KenLM', needed=False)
 def kenlm_scores():
     with tempfile.TemporaryDirectory() as folder:
         model = load_language_model(estimate_arpa(['go on', 'go now'], 2, Path(folder)/'lm.arpa'))
