@@ -11,6 +11,7 @@ __all__ = ['LANGUAGE_MODEL', 'MIN_RUNS', 'System', 'recipe', 'row_name', 'system
 import copy, hashlib, re
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pandas as pd
 
@@ -126,8 +127,16 @@ def _rows_alike(systems, reference):
     return rows if len(reference.records) > 1 and len(rows) > 1 else []
 
 # %% ../nbs/24_compare.ipynb #compare-noise
-def _repeated(system): # what two rows share whose difference is chance; students of two teachers are two methods
-    return recipe(system.records[0]), system.records[0].teacher and row_name(system.records[0].teacher.run)
+def _source(path):
+    "A checkpoint without its folder and seed: two of these are two methods"
+    return path and (row_name(Path(path).parent.name), Path(path).name)
+
+def _repeated(system):
+    "What two rows share whose difference is chance: recipe, teacher, first weights, and the name of the table"
+    record = system.records[0]
+    teacher, training, data = (record.config.get(part) or {} for part in ('teacher', 'training', 'data'))
+    return (recipe(record), record.teacher and row_name(record.teacher.run), Path(teacher.get('checkpoint') or '').name,
+            _source(training.get('initial_checkpoint')), Path(data.get('path') or '').name)
 
 def noise_of(groups: list, # lists of System, each with the same folds and number of runs
              split: str, # 'dev' or 'test'

@@ -46,6 +46,7 @@ class Likeliest:
     members: list # of `LoadedModel`
     split: str
     name: str = 'likeliest'
+    searches = False
 
     @contextmanager
     def open(self, opened: Opened):

@@ -58,7 +58,7 @@ def _text_hashes(spec):
 def _beam_search(spec, opened):
     "The beam search that a decoder asks for, with its language model loaded, and what the record says of that"
     _check_name(spec.name)
-    if opened.another and not spec.language_model:
+    if opened.elsewhere and not spec.language_model:
         print(f'The language model is of the training text of {opened.data.path or opened.data.corpus}; '
               'for that of the model, give --language_model')
     arpa = root_path(spec.language_model) if spec.language_model else \
@@ -310,6 +310,7 @@ def search(checkpoint,               # file, several files (an ensemble), or `Lo
           ) -> Search: # as it stands in the record
     "Choose beam search settings on dev; the grid and the choice go into the record"
     opened = open_for_evaluation(checkpoint, overrides, device, folder)
+    check_unheard(opened, 'dev')
     with _beam_search(decoder, opened) as (engine, settings): _search(decoder, opened, engine)
     return opened.record.searches[-1]
 

@@ -184,8 +184,9 @@ def decoders(self: Results, split: str, # 'dev' or 'test'
 def decoder_title(self: Results, decoder: str # its name
                  ) -> str: # 'beam', 'beam (lm_weight 0.9, word_bonus 1.5)', 'beam (5-gram of more text)'
     "A decoder's name in figures and text, with its settings where they were given"
-    groups = [self.plan.groups[self.group], *self.plan.groups.values()]
-    beam = next((g.decoders[decoder] for g in groups if decoder in (g.decoders or {})), BeamSearch())
+    group = self.plan.groups[self.group]
+    places = [*group.rows.values(), group, self.plan]
+    beam = next((p.decoders[decoder] for p in places if decoder in (p.decoders or {})), BeamSearch())
     if beam == BeamSearch(): return decoder
     given = [f'{k} {v:g}' for k in ('lm_weight', 'word_bonus') if (v := getattr(beam, k)) is not None]
     return f'beam ({", ".join(given) or f"{beam.order}-gram" + (" of more text" if beam.extra_text else "")})'

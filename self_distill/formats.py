@@ -212,9 +212,8 @@ def _scp_file(text, where):
 def _part(line, where):
     "The recording in a line of segments, and start and duration in seconds"
     recording, *times = line.split()
-    if not times: return recording, {} # there is no such file: an utterance is a recording
     if len(times) > 2: raise ValueError(f'{where}: {line!r} names a channel; write each channel as a recording of its own')
-    try: start, end = map(float, times[:2])
+    try: start, end = map(float, times)
     except ValueError: raise ValueError(f'{where}: {line!r} is not a recording, its start and its end in seconds') from None
     return recording, dict(start=start, duration=end - start)
 
@@ -223,13 +222,14 @@ def _kaldi(folder):
     "One of Kaldi's data folders"
     files, texts = (_by_id(folder/name) for name in ('wav.scp', 'text'))
     speakers = _by_id(folder/'utt2spk') if (folder/'utt2spk').is_file() else {}
-    parts = _by_id(folder/'segments') if (folder/'segments').is_file() else {u: u for u in files}
+    segments = folder/'segments'
+    parts = _by_id(segments) if segments.is_file() else {u: u for u in files} # no such file: an utterance is a recording
     if lost := [u for u in texts if u not in parts]:
         raise ValueError(f'{folder}: no recording of {len(lost)} ids of text ({", ".join(lost[:3])}); add it, or remove '
                          "their lines (Kaldi's utils/fix_data_dir.sh does)")
     rows = []
     for u, line in parts.items():
-        recording, seconds = _part(line, folder/'segments')
+        recording, seconds = _part(line, segments) if segments.is_file() else (line, {})
         if u not in texts or recording not in files:
             raise ValueError(f'{folder}: no {"text" if u not in texts else "recording"} of {u!r}')
         rows.append(dict(id=u, path=located(_scp_file(files[recording], folder/'wav.scp'), folder), text=texts[u],

@@ -34,7 +34,7 @@ def data_settings(config: Config,
                  ) -> DataConfig:
     "A config's `data` section with dotted overrides; ValueError for any other section"
     values = config_dict(config)
-    if any(o.startswith('data.corpus=') for o in overrides): values['data'] |= dict(protocol='official', fold=0)
+    if any(o.startswith('data.corpus=') for o in overrides): values['data'] |= dict(protocol='official', fold=0, transcribed=1.0)
     for override in overrides:
         if not override.startswith('data.'):
             raise ValueError(f'{override!r}: a checkpoint brings its settings with it; only data.… can be set here, '
@@ -121,7 +121,8 @@ def note_other_data(opened, # `Opened`
                     split: str # 'dev' or 'test'
                    ):
     "Say where the recordings of a split are not those that the training found"
-    known = opened.record.fingerprint
+    own = {} if opened.elsewhere else opened.loaded.payload.get('data') or {}
+    known = opened.record.fingerprint or own.get('fingerprint')
     here = replace(opened.corpus, manifest=opened.corpus.rows(split)) # the others are not read
     if known and split != 'train' and known[split] != fingerprint(here)[split]:
         text = f'{split} was decoded from other files than the training found'
@@ -151,9 +152,15 @@ class Opened:
     record: Record
     another: str | None = None # what a corpus of the user's own is called
 
+    @property
+    def elsewhere(self):
+        "Whether this is another corpus than the model's own, or another division of it"
+        here, own = ((d.corpus, d.protocol, d.fold) for d in (self.data, self.loaded.config.data))
+        return bool(self.another) or here != own
+
     def note(self, text): # once
         "A sentence for the record"
-        if text not in self.record.notes: self.keep(lambda record: changed(record, notes=[*record.notes, text]))
+        self.keep(lambda record: changed(record, notes=[*dict.fromkeys([*record.notes, text])]))
 
     def keep(self, change): # a function from a record to a record
         "Change the record as it is on disk now, and write it; other processes wait"
@@ -162,10 +169,11 @@ class Opened:
             write_record(self.record, self.folder)
 
 # %% ../nbs/22a_opened.ipynb #say
-def _say(corpus, another):
+def _say(opened):
     "Print how many utterances are left out, and what is noted of a corpus that no training has shown"
-    if corpus.skipped: print(f'{len(corpus.skipped)} utterances are left out: {"; ".join(str(e) for _, e in corpus.skipped[:3])}')
-    for note in corpus.notes if another else (): print(note)
+    skipped = opened.corpus.skipped
+    if skipped: print(f'{len(skipped)} utterances are left out: {"; ".join(str(e) for _, e in skipped[:3])}')
+    for note in opened.corpus.notes if opened.elsewhere else (): print(note)
 
 # %% ../nbs/22a_opened.ipynb #open-for-evaluation
 def open_for_evaluation(checkpoint,      # file, several files (an ensemble), or `LoadedModel`
@@ -180,8 +188,9 @@ def open_for_evaluation(checkpoint,      # file, several files (an ensemble), or
     another = _another(loaded, corpus, data, overrides, folder)
     record = open_record(loaded, data, folder, another)
     _check_utterances(record, corpus)
-    _say(corpus, another)
-    return Opened(loaded, corpus, data, folder, record, another)
+    opened = Opened(loaded, corpus, data, folder, record, another)
+    _say(opened)
+    return opened
 
 # %% ../nbs/22a_opened.ipynb #log-probs-class
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ __all__ = ['SET_BY_PLAN', 'PlanError', 'Part', 'BeamSearch', 'Shared', 'Row', 'G
 import difflib, itertools, json
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Optional
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -66,7 +67,7 @@ class Shared(Part):
 # %% ../nbs/25_plan.ipynb #plan
 class Row(Shared):
     "One recipe"
-    title: Optional[str] = None           # in figures and tables
+    title: Optional[str] = None           # in figures and tables; one that begins with 'control' is drawn green
     seed: Annotated[int, Field(ge=0)] = 0 # of the first run
     teacher: Optional[str] = None         # a row, or group.row
     same_as: Optional[str] = None         # a row, or group.row, with the same settings, whose records are used
@@ -217,11 +218,15 @@ def planned_run(plan: Plan,
                decoders, ensemble, frozen)
 
 # %% ../nbs/25_plan.ipynb #order
+def _identity(run):
+    "What two rows share that are the same experiment: also what the hash leaves out"
+    return (config_hash(run.config), run.teacher, run.config.training.initial_checkpoint, Path(run.config.data.path or '').name)
+
 def _refuse_other(plan, runs, found):
     "A row may use the records of another one only with the same settings and teachers"
     group, row = find_row(plan, runs[0].row, runs[0].group)
     others = [r for r in found if (r.group, r.row) == (group, row)]
-    ours, theirs = ([(config_hash(r.config), r.teacher) for r in made] for made in (runs, others))
+    ours, theirs = ([_identity(r) for r in made] for made in (runs, others))
     if ours != theirs:
         raise PlanError(f'is not the same as {group}.{row}: config, overrides, seed, folds, runs or teacher differ; '
                         'make them equal, or remove same_as')

@@ -29,7 +29,8 @@ def _problem(teacher, config, corpus, statistics):
     if theirs.features != ours.features:
         return (f'reads other features ({theirs.features}) than this run ({ours.features}); '
                 'train it with the same `features` settings')
-    if not ours.data.allow_leaks and (leaks := heard(teacher.payload.get('data'), corpus)):
+    leaks = [leak for split in ('dev', 'test') for leak in heard(teacher.payload.get('data'), corpus, split)]
+    if leaks and not ours.data.allow_leaks:
         return (f'has heard {" and ".join(leaks)} of this run in its training; take a teacher that has not, '
                 'or set data.allow_leaks=true, which the record will say')
     if statistics and not _alike(teacher.payload['feature_statistics'], statistics):

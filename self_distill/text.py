@@ -42,7 +42,8 @@ DOTTED_ORDINALS = 'cs da de fi hu is lv no pl sk sl sr tr'.split() # languages t
 def _refuse_ambiguous(text, language):
     "Refuse '2.500', '2,5', '2e' and, where '3.' may be an ordinal, '3. Mai': only the speaker knows"
     ordinal = r'|\d+\.\s+\w+' if language.partition('_')[0] in DOTTED_ORDINALS else ''
-    if unclear := re.search(r'\d+(?:[.,]\d+)+|\d+(?:\s\d{3}\b)+|\d+(?:[^\W\d_]{1,3}|[-:][^\W\d_]{1,2})\b' + ordinal, text):
+    number = r"\d+(?:[.,]\d+)+|\d+(?:\s\d{3}\b)+|\d+[-:.'’ʼ]?[^\W\d_]\w*"
+    if unclear := re.search(number + ordinal, text):
         raise ValueError(f'{unclear[0]!r} can be read in two ways in language {language!r}: '
                          'spell the number in the transcript')
 
@@ -51,7 +52,7 @@ MONEY = r'$¢£¥৳฿៛\u20a0-\u20cf' # € ₹ ₽ …, inside of brackets
 
 def _refuse_signs(text):
     "Refuse '50%', '$5' and '-5', where a word is spoken that would be lost with its sign"
-    if sign := re.search(rf'\d[\d.,]*\s?[%‰°{MONEY}]|[{MONEY}]\s?\d[\d.,]*|(?<!\S)[-−+]\d[\d.,]*', text):
+    if sign := re.search(rf'\d[\d.,]*\s?[%‰°{MONEY}]|[{MONEY}]\s?\d[\d.,]*|(?<![^\s(])[-−–+]\d[\d.,]*', text):
         raise ValueError(f'{sign[0]!r} holds a sign that is spoken: write its word in the transcript')
 
 # %% ../nbs/01_text.ipynb #spell-digits

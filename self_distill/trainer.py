@@ -129,8 +129,8 @@ def _restore(self: Trainer, payload):
     if on_gpu: torch.cuda.set_rng_state(state['cuda_random'], self.device)
 
 # %% ../nbs/17a_trainer.ipynb #changed-settings
-MAY_CHANGE = ('device', 'threads', 'data.cache', 'teacher.cache', 'training.workers', 'training.gradient_norms_every',
-              'checkpoints.every', 'monitoring') # settings and sections that may differ when a run is resumed
+MAY_CHANGE = ('device', 'threads', 'data.path', 'data.cache', 'data.keep_features', 'teacher.cache', 'training.workers',
+              'training.gradient_norms_every', 'checkpoints.every', 'monitoring') # settings and sections that may differ when a run is resumed
 
 def changed_settings(before: Config, after: Config) -> list: # of 'key: old → new'
     "Settings that make another run"

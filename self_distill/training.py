@@ -65,8 +65,9 @@ def _with_decodings(record, before):
     def same(x): return x.weights_sha256 == own.weights_sha256
     decodes = [d for d in before.decodes if same(d) and d.key != own.key]
     utterances = {s: u for s, u in before.utterances.items() if s in {d.split for d in decodes}}
+    notes = [*dict.fromkeys([*record.notes, *(before.notes if decodes else ())])]
     return changed(record, decodes=[own, *decodes], searches=[*filter(same, before.searches)],
-                   utterances=utterances | record.utterances)
+                   utterances=utterances | record.utterances, notes=notes)
 
 # %% ../nbs/18_training.ipynb #train
 def train(config: Config,

@@ -116,7 +116,8 @@ def epoch_sentence(row: dict,        # of the epoch, as in the run's history
 REMEDIES = {
     'not learning': 'check "Teacher loaded" and "Temperature" in logs/training.log; '
                     'lower training.optimizer.learning_rate, for example to 1e-4',
-    'not beating the teacher': 'loss_weights alpha 0.8, beta 0.15, gamma 0.05; ctc_loss.label_smoothing 0.1',
+    'not beating the teacher': 'loss_weights alpha 0.8, beta 0.15, gamma 0.05; '
+                               'ctc_loss.label_smoothing 0.1; docs/remedies.md says what helped elsewhere',
     'out of memory': 'training.batch_size 16 with gradient_accumulation_steps 4 '
                      '(the effective batch goes from 72 to 64); memory_optimization.teacher_fp16 true',
     'not finite': 'lower training.optimizer.learning_rate or training.gradient_clip; training.precision float32; '

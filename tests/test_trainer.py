@@ -158,7 +158,7 @@ def test_a_setting_that_came_later_has_its_default(copy, shared_cache):
 
 def test_a_run_that_was_begun_elsewhere_says_so_in_its_record(copy, shared_cache):
     state = load_checkpoint(copy)['training']
-    rewrite(copy, training=state | dict(first_call=state['first_call'] | dict(started='2026-01-01T00:00:00+00:00', revision='a')))
+    rewrite(copy, training=state | dict(first_call=state['first_call'] | dict(started='2026-01-01T00:00:00+00:00', revision='a', dirty=None))) # no git there
     run = Trainer(short(shared_cache))
     run.fit()
     record = training_record(run)
