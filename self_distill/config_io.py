@@ -8,7 +8,9 @@ __all__ = ['ADDED', 'FREE', 'valid_keys', 'nearest_key', 'dotted', 'ConfigError'
 
 # %% ../nbs/00b_config_io.ipynb #imports
 import difflib, hashlib, json
+from copy import deepcopy
 from dataclasses import asdict, fields, is_dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -76,8 +78,9 @@ def _refuse_anchors(event, where):
         raise ConfigError(f'{where}: anchors, aliases and tags are not used in configs; write the value out')
 
 # %% ../nbs/00b_config_io.ipynb #plain-yaml
-def _plain_yaml(text, source):
-    "Parsed YAML 1.2 without tags, anchors, repeated keys or bottomless nesting"
+@lru_cache(maxsize=4096) # a plan names the same files and overrides in many rows
+def _parsed(text, source):
+    "YAML 1.2 without tags, anchors, repeated keys or bottomless nesting"
     depth = 0
     try:
         for event in YAML(typ='safe', pure=True).parse(text):
@@ -87,6 +90,8 @@ def _plain_yaml(text, source):
             if depth > 20: raise ConfigError(f'{where}: nested more than 20 deep; configs have three levels')
         return YAML(typ='safe', pure=True).load(text)
     except YAMLError as e: raise ConfigError(f'{source}: not valid YAML: {e}') from None
+
+def _plain_yaml(text, source): return deepcopy(_parsed(text, str(source)))
 
 # %% ../nbs/00b_config_io.ipynb #merge
 def _merge(base, over):

@@ -9,6 +9,7 @@ __all__ = ['CODE', 'PACKAGES', 'Section', 'Git', 'Device', 'git_state', 'package
 # %% ../nbs/12_environment.ipynb #imports
 import ctypes, os, platform, signal, subprocess, sys
 from contextlib import nullcontext
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -58,6 +59,7 @@ def git_state(folder=None # of a checkout; None: the one that this code is in
 # %% ../nbs/12_environment.ipynb #packages
 PACKAGES = 'torch torchaudio numpy pandas jiwer pyctcdecode ctc-beam-decoder kenlm kaldingram'.split()
 
+@cache
 def package_versions() -> dict: # name → version, 'python' first
     "Versions of Python and of the packages that results depend on"
     found = {'python': platform.python_version()}

@@ -11,7 +11,8 @@ from papermill.parameterize import parameterize_notebook
 SECONDS = 300  # for a whole notebook; a lesson should take less than a tenth of it
 ARTIFACTS = '456'  # first digits of the notebooks that draw recorded runs; test_figures runs them all, on invented records
 
-ONCE = {'31_step_time': dict(rounds=1), '37_scale': dict(rows=[60], bare_rows=[], starts=1, long=4, capacities=[64])}  # measured with more
+ONCE = {'31_step_time': dict(rounds=1), '33_decoding_speed': dict(utterances=100, blocks=1),
+        '37_scale': dict(rows=[60], bare_rows=[], starts=1, long=4, capacities=[64])}  # measured with more
 
 def prepared(path):
     "The notebook as it is to be run: without the cells that nbdev leaves out too."
