@@ -58,7 +58,7 @@ def refuse_other(record: Record,
     if same and begun[0] != begun[1]: differ.append(f'training.initial_checkpoint was {begun[0]!r}, is {begun[1]!r}')
     if same and run.config.data.corpus not in ('an4', 'mboshi'): # their folders may have any name
         paths = [Path(p or '').name for p in (dotted(record.config).get('data.path'), run.config.data.path)]
-        if paths[0] != paths[1]: differ.append('data.path was {!r}, is {!r}'.format(*paths))
+        if all(paths) and paths[0] != paths[1]: differ.append('data.path was {!r}, is {!r}'.format(*paths))
     teacher = record.teacher.run if record.teacher and dotted(record.config).get('teacher.checkpoint') else None
     if teacher != run.teacher: differ.append(f'teacher was {teacher}, is {run.teacher}')
     if same and not differ: return
