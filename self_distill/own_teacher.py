@@ -24,7 +24,7 @@ def checked_answer(logits: torch.Tensor, # what a teacher says of a batch
                    lengths,              # (B,) frames of input
                    vocabulary_size: int  # V
                   ) -> ModelOutput:      # without hidden states
-    "A foreign teacher's answer; ValueError where it speaks of other tokens or other frames"
+    "A foreign teacher's answer; ValueError where its number of tokens or frames is another"
     frames = output_frames(lengths)
     wanted = len(lengths), int(frames.max()), vocabulary_size
     if tuple(logits.shape) != wanted:
