@@ -223,7 +223,7 @@ def _kaldi(folder):
     files, texts = (_by_id(folder/name) for name in ('wav.scp', 'text'))
     speakers = _by_id(folder/'utt2spk') if (folder/'utt2spk').is_file() else {}
     segments = folder/'segments'
-    parts = _by_id(segments) if segments.is_file() else {u: u for u in files} # no such file: an utterance is a recording
+    parts = _by_id(segments) if segments.is_file() else {u: u for u in files} # without: an utterance is a recording
     if lost := [u for u in texts if u not in parts]:
         raise ValueError(f'{folder}: no recording of {len(lost)} ids of text ({", ".join(lost[:3])}); add it, or remove '
                          "their lines (Kaldi's utils/fix_data_dir.sh does)")

@@ -217,7 +217,7 @@ def planned_run(plan: Plan,
     return Run(name, group, row, number, file, tuple(settings), config, teacher,
                decoders, ensemble, frozen)
 
-# %% ../nbs/25_plan.ipynb #order
+# %% ../nbs/25_plan.ipynb #refuse-other
 def _identity(run):
     "What two rows share that are the same experiment: also what the hash leaves out"
     return (config_hash(run.config), run.teacher, run.config.training.initial_checkpoint, Path(run.config.data.path or '').name)
@@ -231,6 +231,7 @@ def _refuse_other(plan, runs, found):
         raise PlanError(f'is not the same as {group}.{row}: config, overrides, seed, folds, runs or teacher differ; '
                         'make them equal, or remove same_as')
 
+# %% ../nbs/25_plan.ipynb #order
 def _split(data): return f'fold {data.fold} of protocol folds' if data.protocol == 'folds' else f'protocol {data.protocol}'
 
 def _teachers_first(runs):
