@@ -7,7 +7,7 @@ WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test torture bench figures docs export clean-notebooks readme lock hooks
+.PHONY: help install demo test torture bench figures docs export clean-notebooks readme lock
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
@@ -54,6 +54,3 @@ readme: $(STAMP) ## run nbs/index.ipynb and write README.md from it
 
 lock: $(STAMP) ## resolve settings.ini's requirements anew into requirements.lock
 	$(BIN)/python tools/lock.py --upgrade
-
-hooks: $(STAMP) ## clean notebooks on save and merge them by cell (install has done it already)
-	$(BIN)/python tools/install.py --hooks

@@ -24,7 +24,7 @@ setup(
     python_requires=f">={settings['min_python']},<3.13",  # numpy 1.26, which pyctcdecode needs, has no wheels for 3.13
     install_requires=settings['requirements'].split(),
     extras_require={extra: settings[f'{extra}_requirements'].split()
-                    for extra in ('demo', 'dev', 'beam', 'export', 'bench', 'formats', 'docs')},
+                    for extra in ('demo', 'dev', 'beam', 'export', 'formats', 'docs')},
     entry_points={'console_scripts': [settings['console_scripts']], 'nbdev': [f'{name}={name}._modidx:d']},
     zip_safe=False,
 )

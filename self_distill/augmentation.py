@@ -97,11 +97,10 @@ def _mel(hz): return 1127*torch.log1p(hz/700)
 
 def warp_matrix(factor: float,     # α; below 1 the formants rise
                 bins=BINS,         # F
-                sample_rate=16000, # Hz
-                low=20             # Hz, lower end of the lowest bin
+                sample_rate=16000  # Hz
                ) -> torch.Tensor:  # (F, F), each row sums to 1
     "From a mel spectrum to the one whose bin at f Hz is the old one at α·f Hz, by linear interpolation"
-    edges = _mel(torch.tensor([float(low), sample_rate/2]))
+    edges = _mel(torch.tensor([20., sample_rate/2])) # Hz: ends of the lowest and of the highest bin
     step = (edges[1] - edges[0])/(bins + 1)
     hz = 700*torch.expm1((edges[0] + step*torch.arange(1, bins + 1))/1127)
     place = ((_mel(hz*factor) - edges[0])/step - 1).clamp(0, bins - 1) # of each new bin among the old ones

@@ -298,12 +298,11 @@ def _batch_sizes(ordered, frames):
 def frame_batches(lengths,    # input frames of each utterance
                   frames,     # of a batch, padding included; about, since neighbours change
                   seed,       # of the run
-                  epoch,      # another order in each
-                  jitter=0.04 # by which part a length is changed before sorting, at most
+                  epoch       # another order in each
                  ) -> list:   # of lists of positions
     "Every utterance once, in batches of about so many frames and of similar length, in random order"
     generator = utterance_generator(seed, epoch, 'order of batches')
-    factors = 1 + jitter * (2 * torch.rand(len(lengths), generator=generator) - 1)
+    factors = 1 + 0.04 * (2 * torch.rand(len(lengths), generator=generator) - 1) # lengths are sorted nearly
     order = iter((torch.tensor(lengths) * factors).argsort(descending=True, stable=True).tolist())
     batches = [list(islice(order, size)) for size in _batch_sizes(sorted(lengths, reverse=True), frames)]
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]

@@ -154,7 +154,7 @@ def ensemble(data: Data = None,
              best: Annotated[Optional[int], typer.Option(min=2, help='or the N with the lowest dev WER')] = None,
              split: Split = 'dev', why: Why = 'self-distill ensemble', device: Device = 'auto'):
     "Several checkpoints as one: means of probabilities or weights, likeliest transcript."
-    if bool(run) == bool(checkpoint):
+    if bool(run) == bool(checkpoint) or best and checkpoint:
         raise ValueError('name the members: either --run (with --epochs 70,75,80 or --best 3), '
                          'or --checkpoint twice or more')
     from self_distill.ensemble import numbered_checkpoints

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LANGUAGE_MODEL', 'MIN_RUNS', 'System', 'recipe', 'row_name', 'systems_of', 'pooled_counts', 'data_of',
-           'check_comparable', 'noise_of', 'has_other_teacher', 'Comparison', 'compare', 'rate_text', 'summary_table',
-           'added_table', 'comparison_text', 'pooled_test', 'by_speaker']
+           'check_comparable', 'noise_of', 'has_other_teacher', 'Comparison', 'decoders_of_all', 'compare', 'rate_text',
+           'summary_table', 'added_table', 'comparison_text', 'pooled_test', 'by_speaker']
 
 # %% ../nbs/24_compare.ipynb #compare-imports
 import copy, hashlib, re
@@ -79,9 +79,8 @@ def _decodes(systems, split, decoder):
 
 # %% ../nbs/24_compare.ipynb #compare-language-model
 def _language_model(decode):
-    "What identifies a decoding's language model: the hash of its file, or its name"
-    name, content = (decode.settings.get(key) for key in LANGUAGE_MODEL)
-    return content or name
+    "What identifies a decoding's language model: the hash of its file"
+    return decode.settings.get('language_model_sha256')
 
 # %% ../nbs/24_compare.ipynb #compare-data
 def data_of(record: Record,
@@ -277,8 +276,10 @@ def _refuse_twice(systems):
     if n > 1: raise RecordError(f'{n} systems are called {name!r}; give each a name of its own')
 
 # %% ../nbs/24_compare.ipynb #compare-decoders-of-all
-def _decoders_of_all(systems, split):
-    "Decoders that every run has for this split, greedy first"
+def decoders_of_all(systems: list,   # of `System`
+                    split: str       # 'dev' or 'test'
+                   ) -> tuple:       # of names
+    "The decoders that every run has for a split, greedy first; RecordError where there is none"
     each = [[d.decoder for d in r.decodes if (d.split, d.checkpoint) == (split, s.checkpoint)]
             for s in systems for r in s.records]
     shared = (d for d in dict.fromkeys(each[0]) if all(d in there for there in each))
@@ -302,7 +303,7 @@ def compare(systems: list, # of System, or of Record (then grouped by recipe)
     _refuse_twice(systems)
     first = _find(systems, baseline) if baseline else systems[0]
     second = _find(systems, control) if control else None
-    decoders = tuple(decoders) if decoders else _decoders_of_all(systems, split)
+    decoders = tuple(decoders) if decoders else decoders_of_all(systems, split)
     check_comparable(systems, split, decoders)
     rows = [row for d in decoders for row in _decoder_rows(systems, first, second, split, d, repeats)]
     added = [_added(s, split, decoders[0], d) for d in decoders[1:] for s in systems]

@@ -184,7 +184,8 @@ class TemperatureConfig:
             raise ValueError(f'initial {self.initial} must be the first of values {self.values}')
         borders = [0, *self.milestones, self.reference_epochs]
         if any(b <= a for a, b in zip(borders, borders[1:])):
-            raise ValueError(f'milestones {self.milestones} must rise and lie between 1 and {self.reference_epochs-1}')
+            raise ValueError(f'milestones {self.milestones} must rise and lie between 1 and {self.reference_epochs-1}: '
+                             f'they count in a run of {self.reference_epochs} epochs (reference_epochs)')
         return self
 
 # %% ../nbs/00a_config.ipynb #ctc-config

@@ -288,7 +288,8 @@ def _read_files(manifest, cache, data, keep):
 def load_corpus(data: DataConfig,        # which corpus, where, how it is split
                 text: TextConfig,        # how transcripts are normalized, and the vocabulary
                 features: FeatureConfig, # what a frame is
-                tokenizer=None           # of a model that shall read it; None: as `text` says
+                tokenizer=None,          # of a model that shall read it; None: as `text` says
+                table=None               # in place of what the corpus's function gives
                ) -> Corpus:
     "The corpus that `data` names, with texts normalized and features in the cache"
     make = find_corpus(data.corpus)
@@ -298,7 +299,7 @@ def load_corpus(data: DataConfig,        # which corpus, where, how it is split
     source, skipped = data.path or data.corpus, []
     cache = FeatureCache(root_path(data.cache)/'features', features, data.keep_features)
     keep = lambda manifest, check: _each_row(manifest, check, data.on_error, skipped)
-    table = complete(make(data, features), source)
+    table = complete(make(data, features) if table is None else table, source)
     unused, table = [c for c in table if c not in COLUMNS], check_manifest(table, source)
     manifest, tokenizer = _read_texts(table, text, data.transcribed, keep, tokenizer)
     manifest, exact, note = _read_files(manifest, cache, data, keep)

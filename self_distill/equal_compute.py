@@ -11,8 +11,10 @@ import itertools
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from matplotlib.figure import Figure
 
+from .config_io import build_config
 from .figures import LINE, OKABE_ITO, Results, epoch_table, markdown_table
 from .records import Record, RecordError
+from .teacher import is_asked
 
 # %% ../nbs/27a_equal_compute.ipynb #passes
 def passes(results: Results, # that has the teacher's record
@@ -23,11 +25,8 @@ def passes(results: Results, # that has the teacher's record
     for key in ('batch_frames', 'initial_checkpoint'):
         if t.get(key): raise RecordError(f'{record.run}: its compute cannot be counted with training.{key}')
     views = 2 if config.get('consistency', {}).get('weight') else 1
-    w = config['loss_weights']
-    only_labels = config['teacher'].get('pseudo_labels') and not (w['alpha'] or w['gamma'])
-    asked = bool(record.teacher) and not only_labels or config['teacher'].get('moving', False)
     heard = record.epochs[-1]['update'] * t['batch_size'] * t['gradient_accumulation_steps'] # all batches counted as full
-    own = heard * views * (1 + asked / 3)
+    own = heard * views * (1 + is_asked(build_config(config, record.run)) / 3)
     return own + (passes(results, results.record(record.teacher.run)) if record.teacher else 0)
 
 # %% ../nbs/27a_equal_compute.ipynb #lines

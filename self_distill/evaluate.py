@@ -316,10 +316,11 @@ def search(checkpoint,               # file, several files (an ensemble), or `Lo
 
 # %% ../nbs/23_evaluate.ipynb #search-table
 def search_table(record: Record,
-                 checkpoint: str = 'best'
+                 checkpoint: str = 'best',
+                 decoder: str = 'beam'
                 ) -> pd.DataFrame: # as `search_beam_settings` gives it
-    "The grid of a checkpoint's last search on dev; RecordError where there is none"
-    found = [s for s in record.searches if s.checkpoint == checkpoint]
-    if not found: raise RecordError(f'{record.run}: holds no search of checkpoint {checkpoint}; '
+    "The grid of a decoder's last search on dev; RecordError where there is none"
+    found = [s for s in record.searches if (s.checkpoint, s.decoder) == (checkpoint, decoder)]
+    if not found: raise RecordError(f'{record.run}: holds no search of checkpoint {checkpoint} by {decoder}; '
                                     'make it with `self-distill search`')
     return pd.DataFrame(found[-1].grid)

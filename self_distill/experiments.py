@@ -23,7 +23,7 @@ import self_distill
 from .checkpoint import load_checkpoint, weights_hash
 from .compare import has_other_teacher
 from .config import Config
-from .config_io import config_dict, config_file, config_hash, dotted, portable
+from .config_io import FREE, config_dict, config_file, config_hash, dotted, portable
 from .ensemble import numbered_checkpoints
 from .ensemble_table import evaluate_ensemble
 from .environment import end_with_parent
@@ -37,7 +37,7 @@ from .training_log import read_numbers
 
 # %% ../nbs/26_experiments.ipynb #differing
 LOCAL = ('run', 'device', 'threads', 'data.path', 'data.cache', 'data.keep_features', 'teacher.checkpoint',
-         'teacher.cache', 'checkpoints', 'monitoring') # not in the hash
+         'teacher.cache', 'checkpoints', 'monitoring', *(f'training.{k}' for k in FREE)) # not in the hash
 
 def _differing(theirs, ours):
     "The settings of two configs, as dictionaries, that make their hashes differ"

@@ -20,7 +20,7 @@ from nbclient import NotebookClient
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from .compare import System
+from .compare import System, decoders_of_all
 from .config_io import config_file, portable
 from .experiments import notebook_path, refuse_other
 from .files import atomic_write, root_path
@@ -176,9 +176,8 @@ def split(self: Results, *rows: str) -> str: # 'test' or 'dev'
 def decoders(self: Results, split: str, # 'dev' or 'test'
              *rows: str
             ) -> list: # of names
-    "The decoders that every run of these rows has for a split, greedy first"
-    has = [{d.decoder: 0 for d in r.decodes if d.split == split} for row in rows for r in self.records(row)]
-    return sorted((d for d in has[0] if all(d in other for other in has)), key='greedy'.__ne__)
+    "The decoders that every run of these rows has for a split, greedy first; RecordError where there is none"
+    return list(decoders_of_all([self.system(row) for row in rows], split))
 
 @patch
 def decoder_title(self: Results, decoder: str # its name

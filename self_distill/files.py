@@ -22,11 +22,10 @@ def _is_root(folder):
     return settings.is_file() and 'lib_name = self_distill' in settings.read_text(encoding='utf-8')
 
 # %% ../nbs/00_files.ipynb #find-root
-def find_root(start=None # folder to start from; the current one if None
-             ) -> Path: # the repository's root
+def find_root() -> Path: # the repository's root
     "The folder that relative paths start from"
     if 'SELF_DISTILL_ROOT' in os.environ: return Path(os.environ['SELF_DISTILL_ROOT']).resolve()
-    here, package = Path(start or '.').resolve(), Path(self_distill.__file__).resolve().parent.parent
+    here, package = Path('.').resolve(), Path(self_distill.__file__).resolve().parent.parent
     return next(filter(_is_root, (here, *here.parents, package)), here)
 
 # %% ../nbs/00_files.ipynb #root-path

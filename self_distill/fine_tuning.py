@@ -25,11 +25,11 @@ def _carry_rows(new, old, # (V, ...) parameters of the output map
 # %% ../nbs/16b_fine_tuning.ipynb #start-problem
 def _problem(source, config, corpus, model):
     "Why a run cannot start from a checkpoint, and what to do; None where it can"
-    theirs, ours = (dict(m.settings, vocabulary_size=None) for m in (source.model, model))
+    theirs, ours = (dict(m.settings, vocabulary_size=None, dropout=None) for m in (source.model, model)) # those of weights
     if source.config.features != config.features:
         return f'reads other features ({source.config.features}); use the same `features` settings'
     if theirs != ours:
-        changed = ', '.join(f'{k} {theirs.get(k)}' for k in theirs if theirs.get(k) != ours.get(k))
+        changed = ', '.join(f'{k} {theirs.get(k)}' for k in theirs | ours if theirs.get(k) != ours.get(k))
         return f'has another model; use its `model` settings ({changed})'
     leaks = [leak for split in ('dev', 'test') for leak in heard(source.payload.get('data'), corpus, split)]
     if leaks and not config.data.allow_leaks:

@@ -44,11 +44,10 @@ def _near_column(header):
 @contextmanager
 def _opened(path):
     "A text file, compressed by gzip or not"
-    refuse_special(path, 'a CSV file')
     try:
         with opened(path, 'rt', encoding='utf-8-sig', newline='') as file: yield file
     except (UnicodeDecodeError, EOFError, OSError, csv.Error) as e:
-        raise ValueError(f'{path}: not readable as a CSV table in UTF-8 ({e})') from None
+        raise ValueError(f'{path}: not readable as text in UTF-8 ({e})') from None
 
 # %% ../nbs/04c_formats.ipynb #csv-rows
 def _delimiter(line):
@@ -74,14 +73,14 @@ def _rows_fault(rows):
     if len(set(header)) < len(header): return f'{NEEDED}{header}'
     for n, row in rows:
         if len(row) != len(header): return (f', row {n}: {len(row)} values for {len(header)} columns; '
-                                            'put texts that hold a comma in double quotes')
+                                            'put a text that holds the separator in double quotes (with tabs or |: take it out of the text)')
 
 def _table_fault(table):
     "What makes a table no manifest; None where nothing does"
     if near := _near_column(table): return near
     if not {'path', 'text'} <= set(table): return f'{NEEDED}{list(table)}'
-    for n, path in enumerate(table.path, 2):
-        if not path: return f', row {n}: no path'
+    for n, path in enumerate(table.path, 1):
+        if not isinstance(path, str) or not path: return f', utterance {n}: no path'
 
 # %% ../nbs/04c_formats.ipynb #supervisions
 def _supervisions(cut, where):

@@ -51,7 +51,7 @@ def every_eighth(names) -> set:
     "The 8th, 16th, ... of the sorted names"
     return set(sorted(set(names))[7::8])
 
-def _told(table):
+def _transcribed(table):
     "The rows that have a transcript; only these can be dev or test"
     return table[table.text.astype(str).str.strip() != ''] if 'text' in table else table
 
@@ -62,13 +62,13 @@ def _unit(table):
 def default_split(manifest: pd.DataFrame # with `id` and `speaker`
                  ) -> list: # of split names; None where a speaker of dev or test has no transcript
     "Dev and test from every eighth speaker with transcripts, or utterance where there are fewer than eight"
-    told = _told(manifest)
-    unit = _unit(told)
+    transcribed = _transcribed(manifest)
+    unit = _unit(transcribed)
     if unit == 'id': warnings.warn('fewer than eight speakers: utterances are divided, so dev and test voices are '
                                    'heard in training; give a split column to divide otherwise', stacklevel=3)
-    dev, test = every_eighth(told[unit]), set(sorted(set(told[unit]))[3::8])
+    dev, test = every_eighth(transcribed[unit]), set(sorted(set(transcribed[unit]))[3::8])
     split = ['dev' if n in dev else 'test' if n in test else 'train' for n in manifest[unit]]
-    return [s if s == 'train' or is_told else None for s, is_told in zip(split, manifest.index.isin(told.index))]
+    return [s if s == 'train' or is_transcribed else None for s, is_transcribed in zip(split, manifest.index.isin(transcribed.index))]
 
 # %% ../nbs/03b_manifest.ipynb #draw-dev
 OTHER_NAMES = dict(training='train', validation='dev', valid='dev', val='dev', devel='dev', development='dev', testing='test')
@@ -77,17 +77,17 @@ def _with_dev(table, source):
     "The splits of a table; a dev split is drawn from training where there is none"
     split = table.split.astype(str).str.strip().str.lower().replace(OTHER_NAMES)
     train = table[split == 'train']
-    told = _told(train)
-    names = every_eighth(told[_unit(told)])
+    transcribed = _transcribed(train)
+    names = every_eighth(transcribed[_unit(transcribed)])
     if 'dev' in set(split) or not names: return split
-    theirs = train.index[train[_unit(told)].isin(names)]
-    drawn = theirs.intersection(told.index)
-    kind = dict(id='utterance', speaker='speaker')[_unit(told)]
+    theirs = train.index[train[_unit(transcribed)].isin(names)]
+    drawn = theirs.intersection(transcribed.index)
+    kind = dict(id='utterance', speaker='speaker')[_unit(transcribed)]
     warnings.warn(f'{source}: has no dev split: every eighth training {kind} is dev ({len(drawn)} of {len(train)} '
                   'utterances); give a dev split to choose otherwise', stacklevel=4)
     return split.astype(object).mask(split.index.isin(theirs), None).mask(split.index.isin(drawn), 'dev')
 
-def _without_untold(table, source):
+def _without_unplaced(table, source):
     "Without rows whose split is None: the speaker is in dev or test, and nobody has written what is said"
     out = table.split.isna()
     if out.any(): warnings.warn(f'{source}: {out.sum()} utterances without a transcript are left out: their speakers '
@@ -127,8 +127,9 @@ def complete(table: pd.DataFrame, # with `path` and `text`
                                                 text=['' if pd.isna(t) else str(t) for t in table.text])
     table['id'] = table.id.astype(str) if 'id' in table else path_ids(table.path)
     speaker = table.speaker.fillna('').astype(str).str.strip() if 'speaker' in table else pd.Series(UNKNOWN, table.index)
+    if not (speaker != '').any(): speaker[:] = UNKNOWN # a column without a word in it
     table['speaker'] = speaker
     table['split'] = _with_dev(table, source) if 'split' in table else default_split(table) # empty cells are one speaker
     table['speaker'] = [s or f'{UNKNOWN} {id}' for s, id in zip(speaker, table.id)]
     table['duration'] = seconds_in(table, 'duration', source) if 'duration' in table else np.nan
-    return _without_untold(table, source)
+    return _without_unplaced(table, source)

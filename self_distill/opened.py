@@ -155,8 +155,7 @@ class Opened:
     @property
     def elsewhere(self):
         "Whether this is another corpus than the model's own, or another division of it"
-        here, own = ((d.corpus, d.protocol, d.fold) for d in (self.data, self.loaded.config.data))
-        return bool(self.another) or here != own
+        return self.record.run != self.loaded.config.run
 
     def note(self, text): # once
         "A sentence for the record"

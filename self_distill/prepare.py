@@ -11,7 +11,6 @@ import os, time, warnings
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from unittest import mock
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 
@@ -52,8 +51,8 @@ def _one_width(table):
 # %% ../nbs/18a_prepare.ipynb #prepare-fill-splits
 def _some_of_each(table):
     "With every eighth row of the largest split in each split that has none"
-    told = table[table.text.str.strip() != ''] # dev and test need transcripts
-    split, largest = table.split.copy(), told.index[told.split.isin(told.split.mode()[:1])]
+    transcribed = table[table.text.str.strip() != ''] # dev and test need transcripts
+    split, largest = table.split.copy(), transcribed.index[transcribed.split.isin(transcribed.split.mode()[:1])]
     for k, empty in enumerate(s for s in SPLITS if s not in set(split)): split[largest[7 - k::8]] = empty
     return table.assign(split=split)
 
@@ -70,8 +69,7 @@ def _table(data, features):
 
 def _read(table, config, on_error='skip'):
     "The corpus of a table, without utterances that have a fault"
-    with mock.patch('self_distill.corpora.find_corpus', return_value=lambda data, features: table.copy()):
-        return load_corpus(replace(config.data, on_error=on_error), config.text, config.features)
+    return load_corpus(replace(config.data, on_error=on_error), config.text, config.features, table=table)
 
 def _first_fault(table, config):
     "What is wrong with the first utterance"

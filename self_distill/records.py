@@ -243,20 +243,19 @@ def new_record(kind: str,      # 'training', 'decoding' or 'benchmark'
 def benchmark_record(run: str,       # its name
                      config: dict,   # what was measured, and how
                      corpus: str,
-                     device='cpu',   # a torch.device or its name
                      **fields        # arrays, times, parameters, …
                     ) -> Record:
     "A record of a measurement"
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
     known = dict(run=run, started=now(), config=portable(config), config_hash=digest, corpus=corpus, protocol='none',
-                 seed=0, parameters=0, **environment(device))
+                 seed=0, parameters=0, **environment('cpu'))
     return Record(kind='benchmark', **(known | fields))
 
 # %% ../nbs/13_records.ipynb #records-changed
 def changed(record: Record, **fields # whole fields: decodes, searches, arrays, …
            ) -> Record: # a checked copy
     "The record with other values in some fields"
-    return Record.model_validate(record.model_dump() | record.model_copy(update=fields).model_dump())
+    return Record.model_validate(record.model_copy(update=fields).model_dump())
 
 # %% ../nbs/13_records.ipynb #records-add-decode
 def add_decode(record: Record,

@@ -151,8 +151,7 @@ class Interval:
 
 # %% ../nbs/09a_significance.ipynb #bootstrap-interval
 def bootstrap_interval(counts: pd.DataFrame, # a table of `count_errors`, with `speaker` and, for several runs, `run`
-                       replicates: int = 10_000, # bootstrap draws
-                       seed: int = 0 # of the draws: the same counts give the same interval
+                       replicates: int = 10_000 # bootstrap draws, the same for the same counts
                       ) -> Interval:
     "95 % bootstrap interval of an error rate over speakers and runs, after Bisani & Ney (2004)"
     table = _with_runs(counts)
@@ -161,7 +160,7 @@ def bootstrap_interval(counts: pd.DataFrame, # a table of `count_errors`, with `
     spread = _spread(errors, words)
     noise = _noise(spread) if _noise(spread).variance > 0 else RunNoise(0.0, 0.0, 1)
     total, freedom = _total(spread, noise.variance, noise.cells, noise.freedom, words.shape[1])
-    draws = _resample(errors.sum(0), words.sum(0), np.random.default_rng(seed), replicates)
+    draws = _resample(errors.sum(0), words.sum(0), np.random.default_rng(0), replicates)
     stretch = np.sqrt(total / (spread.by_unit or 1)) * stdtrit(freedom, 0.975) / stdtrit(np.inf, 0.975)
     low, high = spread.value + stretch * (np.quantile(draws, [0.025, 0.975]) - spread.value)
     return Interval(float(spread.value), max(0.0, float(low)), float(high), float(np.sqrt(total)),

@@ -25,7 +25,7 @@ from .model import count_parameters
 from .processes import any_process, process_0_first, rank, share, share_weight, wait
 from .schedule import temperature_at
 from .signals import held_signals, stop_requests
-from .teacher import is_teacher, teacher_entry, teacher_precision, teacher_sentences, teacher_wer
+from .teacher import teacher_entry, teacher_precision, teacher_sentences, teacher_wer
 from .teacher_cache import answer_widths, keep_answers, why_asked
 from .training_log import REMEDIES, check_course, data_sentences, epoch_sentence, tag_of
 
@@ -122,8 +122,8 @@ def _restore(self: Trainer, payload):
         self.average.module.load_state_dict(payload['model'])
         self.average.n_averaged.fill_(state['averaged'])
     for k in POSITION: setattr(self, k, state[k])
-    self.first_call = state.get('first_call', self.first_call)
-    self.begun = self.first_call.get('begun', self.begun)
+    self.first_call = state['first_call']
+    self.begun = self.first_call['begun']
     torch.set_rng_state(state['random'])
     on_gpu = self.device.type == 'cuda' and 'cuda_random' in state
     if on_gpu: torch.cuda.set_rng_state(state['cuda_random'], self.device)
@@ -149,7 +149,7 @@ def _other_run(self: Trainer, payload):
     changed = '; '.join(changed_settings(before, self.config))
     if changed: return (f'holds a run with other settings ({changed}); to train it longer, start a new run from it '
                         f'(training.initial_checkpoint={self.folder/"checkpoint_last.pt"})')
-    if self.teacher and not is_teacher(self.teacher, payload['teacher']):
+    if self.teacher and self.teacher.weights_sha256 != payload['teacher']['weights_sha256']:
         named = self.config.teacher.checkpoint or self.teacher.config.run
         return f'this run was taught by another teacher than {named} is now'
     changed = ', '.join(self._changed_corpus(payload))
@@ -160,8 +160,8 @@ def _other_run(self: Trainer, payload):
 def _changed_corpus(self: Trainer, payload):
     "What the corpus gives otherwise than when the checkpoint was written, by name"
     history = payload['training']['history']
-    before, now = (data.get('fingerprint', {}) for data in (payload.get('data', {}), self.data))
-    same = {'train and dev utterances': all(before.get(s, now[s]) == now[s] for s in ('train', 'dev')),
+    before, now = (data['fingerprint'] for data in (payload['data'], self.data))
+    same = {'train and dev utterances': all(before[s] == now[s] for s in ('train', 'dev')),
             'tokens': payload['tokenizer'] == self.tokenizer.to_dict(),
             'input': self.model.settings | payload['model_settings'] == self.model.settings,
             'number of training utterances': all(h['update'] == h['epoch'] * self.updates_per_epoch for h in history)}

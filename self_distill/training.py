@@ -23,8 +23,8 @@ def _notes(trainer):
     if trainer.begun: notes.append(trainer.begun)
     first, now = trainer.first_call, trainer.environment
     git = now['git']
-    if (first['device'], first['revision'], first.get('dirty', git.dirty)) != (now['device'].name, git.revision, git.dirty):
-        notes.append(f'begun on {first["device"]} with revision {first["revision"]}{" and changes" * bool(first.get("dirty"))}, and resumed')
+    if (first['device'], first['revision'], first['dirty']) != (now['device'].name, git.revision, git.dirty):
+        notes.append(f'begun on {first["device"]} with revision {first["revision"]}{" and changes" * bool(first["dirty"])}, and resumed')
     return notes
 
 # %% ../nbs/18_training.ipynb #greedy-decode
@@ -49,9 +49,8 @@ def training_record(trainer: Trainer # whose run is finished
 
 # %% ../nbs/18_training.ipynb #describes
 def _describes(record, best):
-    "Whether a record was made from these weights; older records name the whole file"
-    return any(d.weights_sha256 == best.weights_sha256 or d.checkpoint_sha256 == best.payload['sha256']
-               for d in record.decodes if d.checkpoint == 'best')
+    "Whether a record was made from these weights"
+    return any(d.weights_sha256 == best.weights_sha256 for d in record.decodes if d.checkpoint == 'best')
 
 def _same_data(record, fingerprint):
     "Whether a record is of these train and dev sets, as far as it says"

@@ -9,8 +9,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from self_distill import an4, doctor, mboshi
 from self_distill.an4 import download, unpack
-from self_distill.batches import Utterance, UtteranceDataset, collate, epoch_batches, frame_batches, output_frames, too_short
-from self_distill.checkpoint import load_model
+from self_distill.batches import Utterance, collate, epoch_batches, frame_batches, output_frames, too_short
 from self_distill.config import DataConfig, FeatureConfig, TextConfig
 from self_distill.config_io import ConfigError, build_config, config_dict
 from self_distill.corpora import load_corpus
@@ -18,17 +17,16 @@ from self_distill.environment import pick_device
 from self_distill.features import read_mfc
 from self_distill.formats import read_table
 from self_distill.language_model import read_sentences, training_sentences
-from self_distill.ledger import append_ledger
 from self_distill.manifest import COLUMNS, SPLITS, check_manifest, default_split
-from self_distill.records import add_decode, make_decode, read_record
+from self_distill.records import read_record
 from self_distill.text import Tokenizer, normalize_text
 from self_distill.trainer import Trainer
 
 def page():
-    "What the page's code defines, its tables left out"
+    "What the page's code defines, without its tables and times"
     names = {}
     for cell in nbformat.read(ROOT/'nbs/34_bad_input.ipynb', as_version=4).cells:
-        if cell.cell_type == 'code': exec(re.sub(r"(?m)^table\('.*'\)$", '', cell.source), names)
+        if cell.cell_type == 'code' and cell.id != 'cost': exec(re.sub(r"(?m)^table\('.*'\)$", '', cell.source), names)
     return SimpleNamespace(**names)
 
 P = page()
@@ -39,15 +37,6 @@ def written(path, content):
     "The path, after writing bytes or text to it"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
-
-def unknown_word(folder):
-    loaded = P.corpus(folder, text=TextConfig(tokenizer='word'))
-    return f"read: {sorted(UtteranceDataset(loaded, 'dev', loaded.tokenizer, FeatureConfig()).unwritable)}"
-
-def damaged_cache(folder):
-    P.corpus(folder)
-    for path in (folder/'cache').rglob('*.npy'): written(path, path.read_bytes()[:90])
-    return P.read(P.corpus(folder))
 
 def one_speaker_less(files):
     for n, line in ((P.LIST, 'clstk/s7/an-s7\n'), (P.TEXTS, '<s> GO ON </s> (an-s7)\n')): P.replaced(n, line, '')(files)
@@ -61,26 +50,19 @@ def archive_numbers(): file = io.BytesIO(); np.savez(file, x=np.zeros((5, 20)));
 
 # kind: mistake, a function of a folder that makes it, words of the answer
 MORE = [
-    ('manifest: unknown corpus', lambda f: P.corpus(f, corpus='an5'), 'demo, an4, mboshi, manifest'),
     ('manifest: no path in the config', lambda f: P.corpus(f, path=None), 'data.path'),
     ('manifest: empty', lambda f: P.corpus(f, ''), 'm.csv', 'holds no utterance'),
     ('manifest: a column twice', lambda f: P.corpus(f, G.replace('split', 'text', 1)), 'm.csv', 'each column once'),
-    ('manifest: a row without a path', lambda f: P.corpus(f, G.replace('b.flac', '')), 'm.csv, row 3: no path'),
+    ('manifest: a JSON line without a path', lambda f: read_table(written(f/'m.jsonl', '{"path": "a.wav", "text": "x"}\n{"text": "y"}')), 'm.jsonl, utterance 2: no path'),
+    ('manifest: a row without a path', lambda f: P.corpus(f, G.replace('b.flac', '')), 'm.csv, utterance 2: no path'),
     ('manifest: BOM and CRLF', lambda f: P.read(P.corpus(f, b'\xef\xbb\xbf' + G.replace('\n', '\r\n').encode())), 'read: 3'),
-    ('manifest: an id twice', lambda f: P.corpus(f, 'id,path,text,split\nu,a.flac,yes,train\nu,b.flac,no,dev\nv,c.flac,no,test\n'), 'more than once: u'),
-    ('manifest: a row twice', lambda f: P.corpus(f, G + 'a.flac,yes,train\n'), 'm.csv', 'stand in the table more than once: a'),
     ('manifest: a decimal comma', lambda f: P.corpus(f, 'path,text,split,start,duration\na.flac,yes,train,"0,1",0.2\n'), "m.csv, utterance 'a-0,1'", "start '0,1'", 'such as 1.335'),
     ('manifest: an empty dev transcript', lambda f: P.corpus(f, G.replace('b.flac,no', 'b.flac,')), "utterance 'b'", 'in dev, where every utterance needs one'),
     ('manifest: another ending', lambda f: P.corpus(f, path=str(written(f/'m.xlsx', b''))), 'm.xlsx: a table has the ending .csv'),
-    ('manifest: an empty split', lambda f: P.corpus(f, G.replace('dev', 'train')), 'm.csv', 'no utterance in split dev'),
     ('manifest: a negative duration', lambda f: P.corpus(f, 'path,text,split,duration\na.flac,yes,train,-1\n'), "duration '-1'", 'seconds above 0'),
     ('manifest: the cache is a file', lambda f: written(f/'cache', '') and P.corpus(f), 'data.cache'),
     ('transcript: punctuation', lambda f: P.saying(f, '?! … —'), "utterance 'a'", 'holds no word'),
-    ('transcript: a German number', lambda f: P.saying(f, '2.500 Euro', P.TextConfig(language='de')), "utterance 'a'", "'2.500' can be read in two ways", 'spell'),
-    ('transcript: a Czech ordinal', lambda f: P.saying(f, '3. brezna', P.TextConfig(language='cs')), "'3. brezna' can be read in two ways in language 'cs'"),
     ('transcript: a huge number', lambda f: P.saying(f, '9' * 400), "utterance 'a'", 'spell'),
-    ('transcript: digits in Zulu', lambda f: P.saying(f, '7', TextConfig(language='zu')), 'zu', "text.digits to 'keep'"),
-    ('transcript: a word that training lacks', unknown_word, "['b']"),
     ('recording: missing, on_error skip', lambda f: P.read(P.corpus(f, G + 'nowhere.wav,yes,train\n', on_error='skip')), 'read: 3', 'nowhere.wav'),
     ('recording: a named pipe', lambda f: os.mkfifo(f/'p.wav') or P.corpus(f, G.replace('a.flac', 'p.wav')), "utterance 'p'", 'p.wav'),
     *((f'recording: {name} ends early', lambda f, x=(form, 0.6), name=name: P.recorded(f, P.stored(*x), name), "utterance 'a'", name)
@@ -96,18 +78,12 @@ MORE = [
     *((f'feature file: .npy of shape {x.shape} {x.dtype}', lambda f, x=x: P.precomputed(f, P.npy(x)), "utterance 'a'", '(frames, width)')
       for x in (np.zeros(50), np.array([['a', 'b']]), np.zeros((0, 20)))),
     ('feature file: log-mel of an .mfc', lambda f: written(f/'a.mfc', P.mfc()) and P.corpus(f, G.replace('a.flac', 'a.mfc')), 'features.kind'),
-    ('feature file: a damaged cache', damaged_cache, 'read: 3'),
     ('AN4 folder: a file without a speaker', lambda f: P.sphinx(f, P.replaced(P.LIST, 'clstk/s3/an-s3', 'an-s3')), 'line 4', 'folder/speaker/id'),
     ('AN4 folder: too few speakers', lambda f: P.sphinx(f, one_speaker_less), 'no utterance in split dev'),
-    ('AN4 folder: unknown protocol', lambda f: P.sphinx(f, protocol='loso'), "data.protocol 'loso'", "'official' or 'folds'"),
     ('config: empty', lambda f: P.config(f, ''), 'c.yaml', 'configs/demo.yaml'),
-    ('config: another section', lambda f: P.config(f, 'learning_rate: 1e-3\n'), '`learning_rate`', '`training.optimizer.learning_rate`'),
     ('config: infinity', lambda f: P.config(f, 'training: {gradient_clip: .inf}'), '`training.gradient_clip`'),
-    ('config: a section is a number', lambda f: P.config(f, 'training: 5'), '`training` is a section'),
     ('config: a run outside its folder', lambda f: P.config(f, 'run: ../elsewhere'), 'c.yaml', '`run`'),
-    ('config: an override of an unknown key', lambda f: P.config(f, 'seed: 1', 'training.epoch=3'), "'training.epoch=3'", '`training.epochs`'),
     ('config: an override of another type', lambda f: P.config(f, 'seed: 1', 'seed=one'), '`seed`', "'one'"),
-    ('config: unknown device', lambda f: pick_device('gpu'), "device 'gpu'", 'cpu'),
     *([] if torch.backends.mps.is_available() else [('config: no Apple GPU', lambda f: pick_device('mps'), "device 'mps'", 'torch sees 0', 'choose auto or cpu')]),
     ('config: float16 on a CPU, at the door', lambda f: Trainer(build_config(dict(device='cpu', training=dict(precision='float16')))), 'training.precision', "choose 'float32'"),
     *((f'config: {key} = {value}', lambda f, key=key, value=value: P.config(f, '{}', f'{key}={value}'), f'`{key}` = {value}', 'Input should be')
@@ -125,15 +101,12 @@ MORE = [
     ('language model: digits of an added text in English', extra_digits, 'more.txt', "'нажмите 1' would be spelled in English"),
     ('record: a ledger that is a pipe', lambda f: os.mkfifo(f/'l.jsonl') or P.read_ledger(f/'l.jsonl'), 'l.jsonl', 'a pipe or a device'),
     ('command line: a thousand workers', lambda f: P.command(f, 'evaluate-beam', '--checkpoint', 'x.pt', '--workers', '1000'), 'exit code 2', '--workers', '256'),
-    ('checkpoint: a folder', lambda f: load_model(f), 'is a folder, a pipe or a device; give a file'),
     ('language model: a KenLM binary', lambda f: P.decoder(written(f/'lm.bin', BINARY)), 'lm.bin', 'an ARPA file starts with'),
     ('language model: more text in Latin-1', lambda f: read_sentences(written(f/'more.txt', b'caf\xe9')), 'more.txt', 'UTF-8'),
     ('language model: another vocabulary', lambda f: P.decoder(None).decode(np.zeros((7, 20))), '(7, 20)', '29'),
     ('record: no such file', lambda f: read_record(f/'other.json'), 'other.json', 'no such record'),
     ('record: a hypothesis changed', lambda f: P.record(f, lambda t: t.replace('"go", "on"]', '"go on", "on"]')), 'do not fit its texts'),
     ('record: an utterance twice', lambda f: P.record(f, lambda t: t.replace('"u1"', '"u0"')), 'u0 occurs twice'),
-    ('record: another corpus', lambda f: add_decode(P.record(f), make_decode('dev', 'beam', P.SPOKEN[:2], ['go', 'on']), P.SPOKEN[:2]), 'changed'),
-    ('record: the test set read without a reason', lambda f: append_ledger('a', 'greedy', 'demo', 'x', '', path=f/'l.jsonl'), 'why'),
     ('command line: unknown option', lambda f: P.command(f, 'train', '--confg', 'c.yaml'), 'exit code 2', 'No such option', '--config'),
     ('command line: no such config', lambda f: P.command(f, 'train', '--config', f/'c.yaml'), 'exit code 1', 'no such config file'),
 ]
@@ -326,6 +299,7 @@ def test_an4_is_downloaded_once_checked_and_read(server, tmp_path, monkeypatch):
     for _ in range(2):
         corpus = load_corpus(DataConfig(corpus='an4', cache=str(tmp_path)), TextConfig(), FeatureConfig())
         assert corpus.summary().utterances.to_dict() == dict(train=7, dev=1, test=1) and server.asked == [0]
+        assert corpus.frequency_axis and corpus.input_size == 80
     assert not [p for p in tmp_path.iterdir() if 'part' in p.name or p.name.startswith('.an4.')]
 
 def test_mboshi_is_downloaded_once_checked_and_read(server, tmp_path, monkeypatch):

@@ -1,17 +1,15 @@
 "Corpora of real recordings, and what a notebook cannot show: other processes, other workers, damaged recordings."
-import multiprocessing, os, pickle, re, shutil
+import multiprocessing, os, re, shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, soundfile, torch
-from torch.utils.data import DataLoader
 
 from self_distill import feature_cache, file_facts
-from self_distill.batches import UtteranceDataset, collate, epoch_batches, frames_needed, output_frames, too_short
+from self_distill.batches import UtteranceDataset, collate, frames_needed, output_frames, too_short
 from self_distill.config import AugmentConfig, DataConfig, FeatureConfig, TextConfig
 from self_distill.corpora import fingerprint, load_corpus, shared_recordings
 from self_distill.demo import demo_corpus
-from self_distill.feature_cache import compute_features
 from self_distill.features import read_audio
 from self_distill.file_facts import content_hash
 from self_distill.manifest import SPLITS, check_manifest, default_split
@@ -100,59 +98,12 @@ def test_many_processes_fill_one_cache(demo, tmp_path):
     files = [p for p in (tmp_path/'shared').rglob('*') if p.is_file()]
     assert len(files) == 8 and {p.suffix for p in files} == {'.npy'}
 
-def test_cached_features_are_the_computed_ones(demo):
-    for row in demo.manifest[:4].itertuples():
-        assert torch.equal(demo.read(row), compute_features(row.path, demo.read.settings))
-
-def _epoch(dataset, epoch, workers):
-    dataset.set_epoch(epoch)
-    batches = epoch_batches(dataset.lengths, 4, 0, epoch)
-    return list(DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers,
-                           multiprocessing_context='fork' if workers else None))
-
-def test_any_number_of_workers_gives_the_same(demo):
-    settings = AugmentConfig(noise=0.1, stretch=0.1)
-    dataset = UtteranceDataset(demo, 'train', demo.tokenizer, FeatureConfig(), settings, seed=1)
-    dataset = pickle.loads(pickle.dumps(dataset))
-    alone = _epoch(dataset, 2, 0)
-    for workers in (1, 2):
-        for a, b in zip(alone, _epoch(dataset, 2, workers), strict=True):
-            assert a.ids == b.ids
-            for name in ('features', 'clean', 'labels'): assert torch.equal(getattr(a, name), getattr(b, name)), name
-    other = {i: f for b in _epoch(dataset, 3, 0) for i, f in zip(b.ids, b.features)}
-    assert any(not torch.equal(f[:20], other[i][:20]) for b in alone for i, f in zip(b.ids, b.features))
-
 def test_corpus_statistics_normalise_the_training_split(demo):
     statistics = demo.statistics()
     settings = FeatureConfig(normalization='corpus')
     train = UtteranceDataset(demo, 'train', demo.tokenizer, settings, statistics=statistics)
     frames = torch.cat([train[i].clean for i in range(len(train))])
     assert frames.mean(0).abs().max() < 1e-3 and (frames.std(0) - 1).abs().max() < 1e-2
-
-def test_an4_as_sphere_audio(tmp_path):
-    (tmp_path/'etc').mkdir()
-    for part, speakers in dict(train=[f's{i}' for i in range(8)], test=['t']).items():
-        ids = [f'an4_clstk/{s}/an1-{s}-b' for s in speakers]
-        (tmp_path/f'etc/an4_{part}.fileids').write_text('\n'.join(ids))
-        texts = [f'<s> GO </s> ({i.split("/")[-1]})' for i in ids]
-        (tmp_path/f'etc/an4_{part}.transcription').write_text('\n'.join(texts))
-        for i in ids:
-            path = tmp_path/'wav'/f'{i}.sph'
-            path.parent.mkdir(parents=True)
-            wave = 0.1*np.random.default_rng(list(i.encode())).normal(size=16000)
-            soundfile.write(path, wave, 16000, format='NIST', subtype='PCM_16')
-    data = DataConfig(corpus='an4', path=str(tmp_path), cache=str(tmp_path/'cache'))
-    corpus = load_corpus(data, TextConfig(), FeatureConfig())
-    assert (corpus.input_size, corpus.frequency_axis) == (80, True) and set(corpus.manifest.duration) == {1.0}
-    assert set(corpus.rows('dev').speaker) == {'s7'}
-
-@pytest.mark.parametrize('text, language', [
-    ('θάλασσα και ήλιος', 'el'), ('ılık süt iç', 'tr'), ('नमस्ते दुनिया', 'hi'),
-    ('съешь же ещё', 'ru'), ('你好 世界', 'zh'), ('שלום עולם', 'he')])
-def test_any_alphabet_round_trips(text, language):
-    assert normalize_text(text, language=language) == text
-    tokenizer = Tokenizer.from_texts([text])
-    assert Tokenizer.from_dict(tokenizer.to_dict()).decode(tokenizer.encode(text)) == text
 
 @pytest.mark.parametrize('check_hours', [0, 50])
 def test_an_array_may_have_another_frame_rate_than_its_duration(tmp_path, check_hours): # HuBERT: 50 frames a second
@@ -256,7 +207,7 @@ def test_a_pipe_for_a_table_is_refused(tmp_path):
     (tmp_path/'etc').mkdir()
     for path in (tmp_path/'m.csv', tmp_path/'etc/an4_train.transcription'): os.mkfifo(path)
     for corpus, path in (('manifest', tmp_path/'m.csv'), ('an4', tmp_path)):
-        with pytest.raises(ValueError, match='is a folder, a pipe or a device; give a (CSV|text) file'):
+        with pytest.raises(ValueError, match='is a folder, a pipe or a device; give a (text )?file'):
             load_corpus(DataConfig(corpus=corpus, path=str(path), cache=str(tmp_path)), TextConfig(), FeatureConfig())
 
 @pytest.mark.parametrize('damage', [

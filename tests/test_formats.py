@@ -127,7 +127,7 @@ def root(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings('ignore:.*speakers')
 @pytest.mark.parametrize('form', FORMS)
-def test_a_corpus_of_this_form_trains_for_an_epoch(form, root):
+def test_a_corpus_of_this_form_is_read(form, root):
     make, name, more = FORMS[form]
     path = make(root)
     if name: assert recognize(path) == name
@@ -141,8 +141,9 @@ def test_a_corpus_of_this_form_trains_for_an_epoch(form, root):
         for row in corpus.manifest.itertuples():
             u = next(u for u, t in SAID.items() if t == row.text and split(u) == row.split)
             assert np.allclose(soundfile.read(row.path)[0], wave(u), atol=2e-4)
-    record = train(config)
-    assert [d.split for d in record.decodes] == ['dev'] and np.isfinite(record.epochs[0]['train/loss'])
+    if form == 'glosses': # words, and arrays in place of sound
+        record = train(config)
+        assert [d.split for d in record.decodes] == ['dev'] and np.isfinite(record.epochs[0]['train/loss'])
 
 def changed(folder, rows):
     "A CSV file of the recordings of `own_csv`: (id, split)"

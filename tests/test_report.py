@@ -3,7 +3,7 @@ import json, re
 
 import numpy as np, pytest, soundfile, torch
 from browser import CHROMIUM, Page
-from conftest import ROOT, tool
+from conftest import ROOT
 
 from self_distill.compare import System, systems_of
 from self_distill.config import Config
@@ -82,10 +82,6 @@ def test_sound_goes_to_what_tells_most(page):
 def test_where_the_data_are_named_they_must_be_there(tmp_path):
     with pytest.raises(ValueError, match='no such folder'): report(committed('an4_folds50_baseline_f0'), overrides=['data.path=/nowhere'], output=tmp_path/'a.html')
     assert not (tmp_path/'a.html').exists()
-
-def test_the_template_is_in_the_package(copied):
-    tool('python', 'setup.py', '-q', 'egg_info', root=copied)
-    assert 'self_distill/report.html' in (copied/'self_distill.egg-info/SOURCES.txt').read_text().splitlines()
 
 # the page in a browser
 

@@ -8,6 +8,9 @@ import nbformat, pytest
 from conftest import NOTEBOOKS, ROOT, tool
 from packaging.requirements import Requirement
 
+from self_distill.config_io import load_config
+from self_distill.schedule import temperature_at
+
 sys.path.insert(0, str(ROOT/'tools'))
 import an4_text, lock, readme
 
@@ -25,6 +28,20 @@ def changes(before, after, name, most=40):
     "A readable difference of two texts, of `most` lines."
     lines = list(difflib.unified_diff(before.splitlines(), after.splitlines(), f'{name} (here)', f'{name} (as it should be)', lineterm='', n=1))
     return '\n'.join(lines[:most] + (['…'] if len(lines) > most else []))
+
+# configs
+
+def test_the_guides_configs_say_what_the_guide_says():
+    student, traditional = (load_config(f'configs/{name}.yaml') for name in ('self_distillation_config', 'distillation'))
+    for c in (student, traditional):
+        assert (c.loss_weights.alpha, c.loss_weights.beta, c.loss_weights.gamma) == (0.7, 0.2, 0.1)
+        assert [temperature_at(e, 80, c.temperature) for e in (1, 30, 31, 70, 71, 80)] == [4.0, 4.0, 3.5, 3.5, 3.0, 3.0]
+        t = c.training
+        assert (t.epochs, t.batch_size, t.gradient_accumulation_steps, t.optimizer.learning_rate) == (80, 24, 3, 2e-4)
+        assert c.feature_matching.student_layers == [2, 3] and c.ctc_loss.label_smoothing == 0
+    assert student.feature_matching.teacher_layers == [2, 3] and traditional.feature_matching.teacher_layers == [2, 4]
+    assert student.teacher.checkpoint == f'models/{load_config("configs/baseline.yaml").run}/checkpoint_best.pt'
+    assert traditional.teacher.checkpoint == f'models/{load_config("configs/teacher.yaml").run}/checkpoint_best.pt'
 
 # notebooks
 

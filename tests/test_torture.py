@@ -376,10 +376,6 @@ def test_runs_that_start_together_make_one_cache_and_equal_weights(spawn, undist
     left = [p for p in cache.rglob('*') if p.suffix in ('.part', '.tmp')]
     assert not left and len(list(cache.glob('demo-*'))) == 1
 
-def test_processes_that_load_data_change_nothing(spawn, root, undisturbed, shared_cache):
-    finish(spawn(root, student(shared_cache, training=TRAINING | dict(workers=2))), root)
-    assert_equal_runs(root, undisturbed[0])
-
 @pytest.mark.torture
 def test_decodings_at_once_are_all_kept_whoever_is_killed(spawn, root):
     "Three processes that decode under six names each, and a fourth that is killed while it writes the same record"

@@ -13,7 +13,7 @@ from self_distill.checkpoint import CheckpointError, load_checkpoint, load_model
 from self_distill.ensemble_table import evaluate_ensemble
 from self_distill.evaluate import Beam, Greedy, evaluate
 from self_distill.learner import TrainingError, loader
-from self_distill.records import RecordError, read_record
+from self_distill.records import RecordError
 from self_distill.trainer import Trainer
 from self_distill.training import train, training_record
 
@@ -122,10 +122,6 @@ def refused(cache, match, **training):
     with pytest.raises(TrainingError, match=match): Trainer(short(cache, **training)).fit()
 
 def rewrite(path, **changes): save_checkpoint(load_checkpoint(path) | changes, path)
-
-def test_a_resumed_run_refuses_other_settings(copy, shared_cache):
-    refused(shared_cache, r'training\.epochs: 2 → 3.*Give this run another name', epochs=3)
-    refused(shared_cache, r'training\.optimizer\.weight_decay', optimizer=dict(weight_decay=0.5))
 
 def test_a_resumed_run_accepts_another_device_cache_or_number_of_processes(copy, shared_cache, tmp_path_factory):
     config = short(shared_cache, workers=1, gradient_norms_every=0)
@@ -236,10 +232,9 @@ def test_the_teachers_wer_is_that_of_its_weights(copy, shared_cache, root):
 # the record of a run, and other data than the run's own
 
 def test_another_demo_corpus_is_not_the_runs_own_test_set(copy, root):
-    before = (root/'results/short.json').read_bytes()
-    record = evaluate(BEST, 'test', overrides=['data.utterances=32', 'data.seed=1'])
-    assert record.run == 'short_on_demo_utterances32_seed1' and (root/'results/short.json').read_bytes() == before
-    assert read_record(f'results/{record.run}.json').kind == 'decoding'
+    loaded = load_model(BEST)
+    record = opened.open_record(loaded, replace(loaded.config.data, utterances=32, seed=1))
+    assert (record.run, record.kind) == ('short_on_demo_utterances32_seed1', 'decoding')
 
 def test_other_utterances_are_not_the_runs_own_test_set(copy, root, monkeypatch):
     load = opened.load_corpus
@@ -277,10 +272,10 @@ def test_where_folders_cannot_be_made_the_error_says_so(shared_cache, root):
 # signals
 
 SIGNALLED = """
-import signal
+import signal, sys
 from self_distill.config_io import build_config
 from self_distill.trainer import Trainer
-values = dict(run='signals', threads=1, data=dict(utterances=48), model=dict(num_layers=2, hidden_size=64, conv_channels=32),
+values = dict(run='signals', threads=1, data=dict(utterances=48, cache=sys.argv[1]), model=dict(num_layers=2, hidden_size=64, conv_channels=32),
               training=dict(epochs=4, batch_size=6, gradient_accumulation_steps=1))
 def train(every):
     signal.signal(signal.SIGALRM, lambda *_: None)
@@ -293,8 +288,8 @@ assert train(0.003) == train(0)
 """
 
 @pytest.mark.skipif(not hasattr(signal, 'pthread_sigmask'), reason='signals cannot be held back here')
-def test_signals_do_not_reach_an_update(tmp_path):
-    done = subprocess.run([sys.executable, '-c', SIGNALLED], env=environment(ROOT, SELF_DISTILL_ROOT=str(tmp_path)), cwd=tmp_path,
+def test_signals_do_not_reach_an_update(tmp_path, shared_cache):
+    done = subprocess.run([sys.executable, '-c', SIGNALLED, str(shared_cache)], env=environment(ROOT, SELF_DISTILL_ROOT=str(tmp_path)), cwd=tmp_path,
                           capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
 

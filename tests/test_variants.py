@@ -7,16 +7,15 @@ import pandas as pd, pytest, torch
 from self_distill.pictures import picture_config, write_pictures
 
 from self_distill.checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint
-from self_distill.config import Config, ModelConfig
-from self_distill.config_io import build_config, config_dict, config_hash
-from self_distill.ensemble import _ensemble_path, load_ensemble, numbered_checkpoints, open_model
+from self_distill.config import ModelConfig
+from self_distill.ensemble import _ensemble_path, load_ensemble, open_model
 from self_distill.ensemble_table import average_weights, evaluate_ensemble
 from self_distill.evaluate import Beam, Greedy, SearchedBeam, evaluate, search, search_table
 from self_distill.files import file_sha256
 from self_distill.language_model import language_model_for
 from self_distill.ledger import read_ledger
 from self_distill.loss import hard_loss
-from self_distill.model import BiLSTMCTC, SelfAttention, build_model, count_parameters, frame_mask
+from self_distill.model import BiLSTMCTC, build_model, count_parameters
 from self_distill.ngrams import estimate_arpa, ngram_order
 from self_distill.opened import open_corpus, open_record
 from self_distill.records import RecordError, find_decode, read_record, record_path
@@ -37,10 +36,6 @@ def test_without_attention_nothing_has_changed():
     build_model(ModelConfig(num_layers=2, hidden_size=16, conv_channels=24), 7, 5)
     assert torch.rand(1) == drawn
 
-def test_a_config_without_attention_is_the_config_it_was():
-    assert 'attention_heads' not in config_dict(Config())['model']
-    assert config_hash(build_config(dict(model=dict(attention_heads=0)))) == config_hash(Config()) != config_hash(build_config(dict(model=dict(attention_heads=4))))
-
 @pytest.mark.parametrize('heads', [0, 1, 4])
 def test_padding_never_counts(heads):
     torch.manual_seed(0)
@@ -56,17 +51,6 @@ def test_padding_never_counts(heads):
     tight = gradients(41, [0, 1, 2])
     assert torch.allclose(gradients(80, [0, 1, 2]), tight, atol=1e-4)
     assert torch.allclose(gradients(60, [2, 0, 1]), tight, atol=1e-4)
-    model.eval()
-    together = model(batch, lengths)
-    for i, n in enumerate(lengths.tolist()):
-        alone = model(batch[i:i+1, :n], lengths[i:i+1])
-        for a, b in zip([together.logits, *together.hidden], [alone.logits, *alone.hidden]):
-            assert torch.allclose(a[i, :alone.logits.shape[1]], b[0], atol=1e-5)
-
-def test_attention_gives_padding_no_weight_at_all():
-    attend, x, lengths = SelfAttention(8, 2), torch.randn(12, 2, 8), torch.tensor([12, 5])
-    huge = torch.where(frame_mask(lengths, 12).T[..., None], x, 1e4)
-    assert torch.equal(attend(huge, lengths)[:5, 1], attend(x, lengths)[:5, 1])
 
 # runs to decode
 
@@ -168,12 +152,6 @@ def test_a_record_names_a_teacher_that_has_no_checkpoint(root, results):
     loaded = open_model(BEST)
     loaded.payload['teacher'] = dict(run='whisper', checkpoint=None, weights_sha256='0' * 64, wer=None)
     assert open_record(loaded, folder=results).teacher.run == 'whisper'
-
-def test_the_best_numbered_checkpoints(root):
-    wers = {p: load_checkpoint(p)['val_wer'] for p in numbered_checkpoints('pictures')}
-    chosen = numbered_checkpoints('pictures', best=3)
-    assert len(wers) == 6 and chosen == sorted(chosen) and max(wers[p] for p in chosen) <= min(w for p, w in wers.items() if p not in chosen)
-    with pytest.raises(CheckpointError, match='0 numbered checkpoints, 1 asked for'): numbered_checkpoints('nobody')
 
 def test_ensembles_in_records(root, results):
     table = evaluate_ensemble(EPOCHS, 'dev', folder=results)

@@ -1,4 +1,4 @@
-"The wheel by itself: it holds the package, and transcribes and exports in a folder that is no repository."
+"The wheel by itself: it holds the package, and transcribes in a folder that is no repository."
 import json, subprocess, sys, zipfile
 
 import numpy as np, pytest, soundfile, torch
@@ -31,6 +31,7 @@ def installed(tmp_path_factory):
 
 def test_the_wheel_transcribes_outside_of_a_repository(installed):
     site, here = installed
+    assert (site/'self_distill/report.html').exists() # the template of `report`
     invented_checkpoint(here/'model.pt')
     soundfile.write(here/'a.ogg', 0.1*np.random.default_rng(0).normal(size=(44100, 2)), 44100)
     code = "import sys, self_distill.cli as c; print(c.__file__, file=sys.stderr); c.main(sys.argv[1:])"

@@ -116,7 +116,6 @@ def install_hooks():
 
 def main():
     locked = re.search(r'^uv==[^\s;]+', LOCK.read_text(encoding='utf-8'), re.M)[0]
-    if '--hooks' in sys.argv: return install_hooks()
     if version(PYTHON) not in VERSIONS: make_venv(locked)
     built, fast = install(locked)
     install_hooks()
