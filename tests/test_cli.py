@@ -199,6 +199,7 @@ def test_export(say, root, refuses, monkeypatch):
     (('ensemble', '--run', 'pictures'), 'no such checkpoint'),
     (('ensemble', '--run', 'pictures', '--best', '90'), '6 numbered checkpoints, 90 asked for'),
     (('ensemble', '--run', 'pictures', '--checkpoint', BEST), 'name the members'),
+    (('ensemble', '--checkpoint', BEST, '--checkpoint', BEST, '--best', '2'), 'name the members'),
     (('ensemble', '--checkpoint', BEST), 'at least two'),
     (('compare', 'nobody'), 'no such record'),
     (('compare', 'pictures@epoch_099'), 'epoch_099'),

@@ -46,6 +46,12 @@ def test_the_csv_holds_the_numbers_of_the_table(records, tmp_path):
     totals = {row['model'].split(' (')[0]: float(row['total']) for row in csv_rows(tmp_path/'cost_table.csv')}
     assert totals == {'baseline': 50, 'control: CTC alone': 50, 'control: twice the epochs': 100, 'self-distilled': 50 + 50 * 1.35}
 
+def test_a_student_of_more_updates_an_epoch_costs_more(tmp_path):
+    make_figures(['cost_table'], ROOT/'configs/experiments/an4_few.yaml', group='untranscribed', folder=tmp_path)
+    teacher, student = csv_rows(tmp_path/'cost_table.csv')
+    assert (teacher['updates'], student['updates']) == ('1600', '3200') and (teacher['epochs'], student['epochs']) == ('100', '50')
+    assert float(student['total']) == pytest.approx(100 + 50 * float(student['ratio']), abs=0.02) and float(student['ratio']) > 4
+
 # what is committed
 
 COMMITTED = sorted((ROOT/'thesis_figures').glob('*.json'))

@@ -235,6 +235,7 @@ def test_another_demo_corpus_is_not_the_runs_own_test_set(copy, root):
     loaded = load_model(BEST)
     record = opened.open_record(loaded, replace(loaded.config.data, utterances=32, seed=1))
     assert (record.run, record.kind) == ('short_on_demo_utterances32_seed1', 'decoding')
+    assert opened.Opened(loaded, None, None, 'results', record).elsewhere
 
 def test_other_utterances_are_not_the_runs_own_test_set(copy, root, monkeypatch):
     load = opened.load_corpus
