@@ -408,6 +408,8 @@ def main(arguments=None # list of words; None: the process's own
     "Entry point of `self-distill`; exits with 0, 1 (an error) or 2 (wrong usage)"
     import warnings
     warnings.formatwarning = lambda message, *where: f'Warning: {message}\n'
+    for stream in (sys.stdout, sys.stderr): # a file on Windows would not take every letter
+        if hasattr(stream, 'reconfigure'): stream.reconfigure(encoding='utf-8')
     try: app(arguments, prog_name='self-distill')
     except (ValueError, RuntimeError, OSError, ImportError) as e:
         if os.environ.get('SELF_DISTILL_DEBUG'): raise

@@ -24,7 +24,7 @@ from .file_facts import content_hashes, file_stamp, kept
 from .files import file_sha256, refuse_special, root_path, user_folder
 from .manifest import COLUMNS, SPLITS, UNKNOWN, check_manifest, complete, first_few
 from .subwords import build_tokenizer
-from .text import check_digits, normalizer
+from .text import check_language, normalizer
 
 # %% ../nbs/04_corpora.ipynb #corpus
 @dataclass
@@ -247,6 +247,9 @@ def _notes(unused, manifest, wanted):
     rates = manifest.rate
     low = rates[rates < wanted]
     unknown = manifest.speaker.astype(str).str.startswith(UNKNOWN + ' ').sum()
+    texts = manifest.text[manifest.text != '']
+    if (~texts.str.contains(' ')).mean() > 0.9 and texts.str.len().median() >= 10:
+        yield 'nearly every transcript is one word, so WER counts wrong sentences: put a space between words or characters'
     if unused: yield f'columns that are not used: {first_few(unused)}'
     if unknown: yield f'{unknown} utterances without a speaker: each counts as a speaker of its own'
     if len(low): yield (f'{len(low)} of {len(rates)} recordings have fewer than {wanted} samples a second, so their '
@@ -266,7 +269,7 @@ def _read_texts(manifest, text, share, keep, tokenizer):
     manifest = manifest.assign(written=manifest.text, text=texts)
     manifest.loc[_untranscribed(manifest, share), 'text'] = ''
     own, tokenizer = tokenizer is None, tokenizer or build_tokenizer(text, manifest.text[manifest.split == 'train'])
-    check_digits(text, tokenizer, manifest.written)
+    check_language(text, tokenizer, manifest.written)
     return keep(manifest, lambda row: _check_labels(row, tokenizer, own))[0], tokenizer
 
 # %% ../nbs/04_corpora.ipynb #read-files

@@ -8,7 +8,7 @@ __all__ = ['DEFAULTS', 'WHY', 'Greedy', 'Beam', 'SearchedBeam', 'settings_text',
 
 # %% ../nbs/23_evaluate.ipynb #evaluate-imports
 import re, time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -204,6 +204,14 @@ def improvement_lines(record: Record,
             f'  of {second.decoder} over {first.decoder}, same model: {test}']
 
 # %% ../nbs/23_evaluate.ipynb #without-former-weights
+def _refuse_other_weights(opened):
+    "RecordError where the record of a training is of other weights than those that are to be decoded"
+    known = {d.weights_sha256 for d in opened.record.decodes if d.checkpoint == 'best'} - {None}
+    if opened.record.kind == 'training' and checkpoint_name(opened.loaded.path) == 'best' and known \
+            and opened.loaded.weights_sha256 not in known:
+        raise RecordError(f'{opened.record.run}: its record is of other weights than {opened.loaded.path}; '
+                          f'evaluate those, or move results/{opened.record.run}.json away')
+
 def _without_former_weights(record, checkpoint, weights_sha256):
     "The record without decodings and searches of former weights of the same checkpoint"
     def former(x): return x.checkpoint == checkpoint and x.weights_sha256 != weights_sha256
@@ -262,14 +270,13 @@ def _is_current(opened, split, decoder):
         find_decode(opened.record, split, decoder.name, checkpoint).weights_sha256 == weights
 
 # %% ../nbs/23_evaluate.ipynb #decode-one
-def _decode(opened, log_probs, decoder, why, show):
-    "Decode, score and record with one decoder"
-    with decoder.open(opened) as (texts, settings):
-        if show and settings: print(f'Beam search: {settings_text(settings)}; '
-                                    f'{settings["language_model_order"]}-gram {settings["language_model"]}')
-        start = time.perf_counter()
-        hypotheses = texts(log_probs.log_probs)
-        decode = score(opened, log_probs, decoder.name, hypotheses, settings, why, time.perf_counter() - start)
+def _decode(opened, log_probs, decoder, texts, settings, why, show):
+    "Decode, score and record with one open decoder"
+    if show and settings: print(f'Beam search: {settings_text(settings)}; '
+                                f'{settings["language_model_order"]}-gram {settings["language_model"]}')
+    start = time.perf_counter()
+    hypotheses = texts(log_probs.log_probs)
+    decode = score(opened, log_probs, decoder.name, hypotheses, settings, why, time.perf_counter() - start)
     targets = opened.loaded.config.monitoring
     target = targets.target_greedy if isinstance(decoder, Greedy) else targets.target_beam
     if show: print('\n'.join([*score_lines(opened.record, decode), *target_lines(decode, target)]))
@@ -290,13 +297,16 @@ def evaluate(checkpoint,            # file, several files (an ensemble), or `Loa
     opened = open_for_evaluation(checkpoint, overrides, device, folder)
     wanted = [d for d in decoders if again or not _is_current(opened, split, d)]
     if wanted:
+        _refuse_other_weights(opened)
         check_unheard(opened, split)
         note_other_data(opened, split)
         if silent := sum(opened.corpus.rows(split).text == ''):
             raise ValueError(f'{silent} {split} utterances have no transcript, so their errors cannot be counted; '
                              'evaluate dev')
-        log_probs = compute_log_probs(opened.loaded, opened.corpus, split, cache=opened.data.cache)
-        made = [_decode(opened, log_probs, decoder, why, show) for decoder in wanted]
+        with ExitStack() as stack: # all decoders are opened, and their mistakes found, before one of them reads a test set
+            ready = [(d, *stack.enter_context(d.open(opened))) for d in wanted]
+            log_probs = compute_log_probs(opened.loaded, opened.corpus, split, cache=opened.data.cache)
+            made = [_decode(opened, log_probs, *decoder, why, show) for decoder in ready]
         if show:
             for other in made[1:]: print('\n'.join(improvement_lines(opened.record, made[0], other)))
     return opened.record
@@ -310,6 +320,7 @@ def search(checkpoint,               # file, several files (an ensemble), or `Lo
           ) -> Search: # as it stands in the record
     "Choose beam search settings on dev; the grid and the choice go into the record"
     opened = open_for_evaluation(checkpoint, overrides, device, folder)
+    _refuse_other_weights(opened)
     check_unheard(opened, 'dev')
     with _beam_search(decoder, opened) as (engine, settings): _search(decoder, opened, engine)
     return opened.record.searches[-1]

@@ -273,7 +273,7 @@ def latex_table(table: pd.DataFrame, # of text
     text = table.to_latex(index=False, escape=True, caption=caption, label=f'tab:{name}', position='tb',
                           column_format=columns)
     for sign, latex in IN_LATEX.items(): text = text.replace(sign, latex)
-    odd = sorted(set(re.findall(r'[^\x00-\x7F]', text)))
+    odd = sorted({c for c in re.findall(r'[^\x00-\x7F]', text) if not c.isalpha()}) # LaTeX reads the letters of UTF-8
     if odd: raise ValueError(f'{name}: no LaTeX is known for {" ".join(odd)}; add it to figures.IN_LATEX')
     return text
 

@@ -17,7 +17,7 @@ from .config import Config
 from .corpora import Corpus
 from .files import find_root, opened, root_path
 from .ngrams import estimate_arpa, load_language_model, out_of_vocabulary_rate, perplexity, read_unigrams
-from .text import check_digits, normalizer
+from .text import check_language, normalizer
 
 # %% ../nbs/19a_language_model.ipynb #read-text
 def read_sentences(path     # a UTF-8 text file, plain or gzipped, one sentence a line
@@ -34,7 +34,7 @@ def _normalized(path, corpus, config):
     "The sentences of a text file as the corpus's labels are written; digits are checked as in transcripts"
     written = read_sentences(path)
     try:
-        check_digits(config.text, corpus.tokenizer, written)
+        check_language(config.text, corpus.tokenizer, written)
         return [s for s in map(normalizer(config.text), written) if s]
     except ValueError as e: raise ValueError(f'{path}: {e}') from None
 

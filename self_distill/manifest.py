@@ -75,7 +75,7 @@ OTHER_NAMES = dict(training='train', validation='dev', valid='dev', val='dev', d
 
 def _with_dev(table, source):
     "The splits of a table; a dev split is drawn from training where there is none"
-    split = table.split.astype(str).str.strip().str.lower().replace(OTHER_NAMES)
+    split = table.split.fillna('').astype(str).str.strip().str.lower().replace(OTHER_NAMES | {'': '(none)'})
     train = table[split == 'train']
     transcribed = _transcribed(train)
     names = every_eighth(transcribed[_unit(transcribed)])

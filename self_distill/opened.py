@@ -114,7 +114,7 @@ def _check_utterances(record, corpus):
         what = '; '.join(list(_differences(known, here))[:3]) or 'they stand in another order'
         raise RecordError(f'{record.run}: its record lists {len(known)} {split} utterances, which are not the '
                           f'{len(here)} that {corpus.name} has now: {what}. Set data.path to the corpus that the run '
-                          'was trained on, or write to a folder of records of its own')
+                          'was trained on, or name another corpus as such: data.corpus=manifest data.path=…')
 
 # %% ../nbs/22a_opened.ipynb #check-unheard
 def note_other_data(opened, # `Opened`
@@ -172,7 +172,9 @@ def _say(opened):
     "Print how many utterances are left out, and what is noted of a corpus that no training has shown"
     skipped = opened.corpus.skipped
     if skipped: print(f'{len(skipped)} utterances are left out: {"; ".join(str(e) for _, e in skipped[:3])}')
-    for note in opened.corpus.notes if opened.elsewhere else (): print(note)
+    if not opened.elsewhere: return
+    print(', '.join(f'{n} utterances in {split}' for split, n in opened.corpus.summary().utterances.items()))
+    for note in opened.corpus.notes: print(note)
 
 # %% ../nbs/22a_opened.ipynb #open-for-evaluation
 def open_for_evaluation(checkpoint,      # file, several files (an ensemble), or `LoadedModel`

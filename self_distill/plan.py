@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from .beam_search import WIDEST
 from .config import Config, at_most
-from .config_io import config_file, config_hash, load_config, read_config_file
+from .config_io import config_file, config_hash, dotted, load_config, read_config_file
 from .evaluate import DEFAULTS, Beam, Greedy, SearchedBeam
 from .files import root_path
 
@@ -61,6 +61,7 @@ class Shared(Part):
 
     @field_validator('overrides')
     def _free(cls, values):
+        values = dotted(values) # also where a section is written as one: {training: {epochs: 3}}
         _refuse_set_by_plan(values)
         return values
 

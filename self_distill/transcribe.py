@@ -265,7 +265,7 @@ def find_recordings(names, # of files and folders
     for path in map(from_here, names):
         if not path.is_dir(): found[path] = Path(path.stem); continue
         inside = {p: p.relative_to(path).with_suffix('') for p in sorted(path.rglob('*'))
-                  if p.suffix[1:].lower() in SUFFIXES[kind]}
+                  if p.suffix[1:].lower() in SUFFIXES[kind] and not p.name.startswith('.')}
         if not inside: raise ValueError(f'{path}: holds no file that can be transcribed ({", ".join(SUFFIXES[kind])})')
         found |= inside
     return found
