@@ -8,7 +8,7 @@ __all__ = ['LINE', 'OKABE_ITO', 'COLORS', 'CYCLE', 'STYLE', 'PLAN', 'IN_LATEX', 
            'markdown_table', 'artifact_notebooks', 'draw', 'page_text', 'write_page', 'make_figures']
 
 # %% ../nbs/27_figures.ipynb #imports
-import hashlib, json, re, time
+import hashlib, json, re, time, unicodedata
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -273,7 +273,7 @@ def latex_table(table: pd.DataFrame, # of text
     text = table.to_latex(index=False, escape=True, caption=caption, label=f'tab:{name}', position='tb',
                           column_format=columns)
     for sign, latex in IN_LATEX.items(): text = text.replace(sign, latex)
-    odd = sorted({c for c in re.findall(r'[^\x00-\x7F]', text) if not c.isalpha()}) # LaTeX reads the letters of UTF-8
+    odd = sorted({c for c in re.findall(r'[^\x00-\x7F]', text) if not unicodedata.name(c, '').startswith('LATIN')})
     if odd: raise ValueError(f'{name}: no LaTeX is known for {" ".join(odd)}; add it to figures.IN_LATEX')
     return text
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from .beam_search import WIDEST
 from .config import Config, at_most
 from .config_io import config_file, config_hash, dotted, load_config, read_config_file
-from .evaluate import DEFAULTS, Beam, Greedy, SearchedBeam
+from .evaluate import DEFAULTS, Beam, Greedy, SearchedBeam, check_decoder_name
 from .files import root_path
 
 # %% ../nbs/25_plan.ipynb #part
@@ -58,6 +58,11 @@ class Shared(Part):
     decoders: Optional[dict[str, BeamSearch]] = None # besides greedy
     ensemble: Optional[Annotated[list[int], Field(min_length=2)]] = None # epochs whose probabilities are averaged
     frozen: Optional[Annotated[str, Field(min_length=1)]] = None # why the test set may be read; None: it is not
+
+    @field_validator('decoders')
+    def _named(cls, values):
+        for name in values or (): check_decoder_name(name)
+        return values
 
     @field_validator('overrides')
     def _free(cls, values):

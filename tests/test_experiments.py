@@ -74,6 +74,7 @@ def test_the_plans_of_this_repository_fit_their_records():
     assert trained <= planned, 'every record belongs to a row'
 
 @pytest.mark.parametrize('old, new, message', [
+    ('runs: 2', 'runs: 2\n    decoders: {beam_0.9: search}', 'take letters, digits'),
     ('runs: 2', 'run: 2', 'groups.main.run`: unknown key; the nearest valid key is `runs`'),
     ('title: a test\n', 'title: a test\nrow: 1\n', '`row`: unknown key'),
     ('runs: 2', 'decoders: {beam: {lm_wait: 0.5}}', 'unknown key; the nearest valid key is `lm_weight`'),

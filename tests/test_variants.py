@@ -190,6 +190,10 @@ def test_given_before_searched_before_default(root, results):
     other = estimate_arpa(['the sea is sad'], 2, root/'other.arpa')
     assert settings(language_model=str(other)) == [0.9, 1.5, 10]  # the search was made with another language model
 
+def test_a_mistyped_decoder_reads_no_test_set(root, results):
+    with pytest.raises((ValueError, OSError), match='typo.arpa'): evaluate(BEST, 'test', (Greedy(), Beam(language_model='typo.arpa')), why='a test', folder=results)
+    assert not Path(f'{results}/test_ledger.jsonl').exists()
+
 def test_a_search_is_in_the_record(root, results):
     found = search(EPOCHS, SearchedBeam([0.2, 0.9], [0.0, 3.0], [5], workers=1), folder=results)
     record = read_record(record_path('pictures', results))
