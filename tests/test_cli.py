@@ -220,13 +220,13 @@ def test_mistakes(words, told, refuses, root):
     assert told in refuses(*words)
     assert len(read_ledger()) == ledger
 
-def test_settings_of_former_weights_are_not_used(say, root):
+def test_other_weights_are_not_decoded_into_the_record_of_a_training(refuses, root):
     shutil.copytree(root/'models/pictures', root/'models/again')
-    again = 'models/again/checkpoint_best.pt'
-    say('search', '--checkpoint', again, '--lm_weights', '0.5', '--word_bonuses', '1', '--beam_widths', '5', '--workers', 1)
-    assert 'lm_weight 0.5' in say('evaluate-beam', '--checkpoint', again, '--workers', 1)[1]
-    shutil.copy(root/'models/pictures/checkpoint_epoch_001.pt', root/again)
-    assert 'lm_weight 0.9' in say('evaluate-beam', '--checkpoint', again, '--workers', 1)[1]
+    shutil.copy(root/'models/pictures/checkpoint_epoch_001.pt', root/'models/again/checkpoint_best.pt')
+    before = (root/'results/pictures.json').read_bytes()
+    said = refuses('evaluate-beam', '--checkpoint', 'models/again/checkpoint_best.pt', '--workers', 1)
+    assert 'pictures: its record is of other weights than' in said and 'move results/pictures.json away' in said
+    assert (root/'results/pictures.json').read_bytes() == before
 
 def test_a_damaged_checkpoint(refuses, root):
     path = root/'models/damaged/checkpoint_best.pt'
