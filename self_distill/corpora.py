@@ -249,7 +249,7 @@ def _notes(unused, manifest, wanted):
     unknown = manifest.speaker.astype(str).str.startswith(UNKNOWN + ' ').sum()
     texts = manifest.text[manifest.text != '']
     if (~texts.str.contains(' ')).mean() > 0.9 and texts.str.len().median() >= 10:
-        yield 'nearly every transcript is one word, so WER counts wrong sentences: put a space between words or characters'
+        yield 'nearly every transcript is one word, so WER counts wrong sentences: put spaces between words or characters'
     if unused: yield f'columns that are not used: {first_few(unused)}'
     if unknown: yield f'{unknown} utterances without a speaker: each counts as a speaker of its own'
     if len(low): yield (f'{len(low)} of {len(rates)} recordings have fewer than {wanted} samples a second, so their '

@@ -303,7 +303,7 @@ def evaluate(checkpoint,            # file, several files (an ensemble), or `Loa
         if silent := sum(opened.corpus.rows(split).text == ''):
             raise ValueError(f'{silent} {split} utterances have no transcript, so their errors cannot be counted; '
                              'evaluate dev')
-        with ExitStack() as stack: # all decoders are opened, and their mistakes found, before one of them reads a test set
+        with ExitStack() as stack: # all are opened, and their mistakes found, before one of them reads a test set
             ready = [(d, *stack.enter_context(d.open(opened))) for d in wanted]
             log_probs = compute_log_probs(opened.loaded, opened.corpus, split, cache=opened.data.cache)
             made = [_decode(opened, log_probs, *decoder, why, show) for decoder in ready]

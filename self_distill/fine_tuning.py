@@ -25,7 +25,7 @@ def _carry_rows(new, old, # (V, ...) parameters of the output map
 # %% ../nbs/16b_fine_tuning.ipynb #start-problem
 def _problem(source, config, corpus, model):
     "Why a run cannot start from a checkpoint, and what to do; None where it can"
-    theirs, ours = (dict(m.settings, vocabulary_size=None, dropout=None) for m in (source.model, model)) # those of weights
+    theirs, ours = (dict(m.settings, vocabulary_size=None, dropout=None) for m in (source.model, model))
     if source.config.features != config.features:
         return f'reads other features ({source.config.features}); use the same `features` settings'
     if theirs != ours:

@@ -80,7 +80,8 @@ def _rows_fault(rows):
     if len(set(header)) < len(header): return f'{NEEDED}{header}'
     for n, row in rows:
         if len(row) != len(header): return (f', row {n}: {len(row)} values for {len(header)} columns; '
-                                            'put a text that holds the separator in double quotes (with tabs or |: take it out of the text)')
+                                            'put a text that holds the separator in double quotes '
+                                            '(with tabs or |: take it out of the text)')
 
 def _table_fault(table):
     "What makes a table no manifest; None where nothing does"
@@ -267,7 +268,8 @@ def librispeech(folder: Path, cache=None) -> pd.DataFrame:
 def _audio(value, folder, cache):
     "The file of an audio value, written into the cache where its bytes are in the table"
     if not isinstance(value, dict) or not {'bytes', 'path'} <= set(value):
-        raise ValueError(f'{folder}: a row has no audio with bytes and path; cast_column("audio", Audio()) and save it again')
+        raise ValueError(f'{folder}: a row has no audio with bytes and path; '
+                         'cast_column("audio", Audio()) and save it again')
     if value['bytes'] is None: return value['path']
     file = cache/(hashlib.sha256(value['bytes']).hexdigest()[:32] + Path(value['path'] or '').suffix)
     if not file.exists():

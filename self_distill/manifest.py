@@ -68,7 +68,8 @@ def default_split(manifest: pd.DataFrame # with `id` and `speaker`
                                    'heard in training; give a split column to divide otherwise', stacklevel=3)
     dev, test = every_eighth(transcribed[unit]), set(sorted(set(transcribed[unit]))[3::8])
     split = ['dev' if n in dev else 'test' if n in test else 'train' for n in manifest[unit]]
-    return [s if s == 'train' or is_transcribed else None for s, is_transcribed in zip(split, manifest.index.isin(transcribed.index))]
+    known = manifest.index.isin(transcribed.index)
+    return [s if s == 'train' or is_known else None for s, is_known in zip(split, known)]
 
 # %% ../nbs/03b_manifest.ipynb #draw-dev
 OTHER_NAMES = dict(training='train', validation='dev', valid='dev', val='dev', devel='dev', development='dev', testing='test')

@@ -225,12 +225,12 @@ def normalizer(text: TextConfig # the `text` section of a config
 
 # %% ../nbs/01_text.ipynb #check-language
 def check_language(text: TextConfig,     # the `text` section of a config
-                 tokenizer: Tokenizer, # the vocabulary made with it
-                 written               # transcripts as they were written
-                ):
+                   tokenizer: Tokenizer, # the vocabulary made with it
+                   written               # transcripts as they were written
+                  ):
     "Refuse to spell digits in English where the alphabet is not English, and the English i in Turkish texts"
     if text.case != 'keep' and 'ı' in ''.join(tokenizer.tokens) and text.language == 'en':
-        raise ValueError('the alphabet has ı, whose capital is I: set text.language=tr or az (or that of the transcripts)')
+        raise ValueError('the alphabet has ı, whose capital is I: set text.language=tr or az')
     letters = {c for token in tokenizer.tokens[1:] for c in token.lower() if c.isalpha()} - set(ascii_lowercase)
     if not letters or text.digits == 'keep' or text.language != 'en': return
     digits = next((t for t in written if any(c.isdecimal() for c in t)), None)
