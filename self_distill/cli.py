@@ -184,10 +184,12 @@ Pause = Annotated[float, typer.Option(min=0, help='seconds of quiet at which a r
 # %% ../nbs/29_cli.ipynb #write-transcripts
 def _file_for(name, format, folder): return Path(folder)/f'{name}.{"txt" if format == "text" else format}'
 
-def _refuse_overwriting(found, format, folder):
-    "Refuse to write over a transcript, which someone may have corrected"
-    there = [file for name in found if (file := _file_for(name, format, folder)).exists()]
-    if there: raise ValueError(f'{there[0]} is there already ({len(there)} of {len(found)}); name another --folder')
+def _not_yet(found, format, folder):
+    "The recordings without a transcript; one that is there, which someone may have corrected, is kept"
+    left = {path: name for path, name in found.items() if not _file_for(name, format, folder).exists()}
+    if len(left) < len(found):
+        typer.echo(f'{len(found) - len(left)} of {len(found)} transcripts are in {folder} already and stay as they are', err=True)
+    return left
 
 def _write_transcripts(transcripts, found, format, folder):
     "Each transcript to the screen, under its name where there are several, or into a file"
@@ -220,7 +222,7 @@ def transcribe(files: Files, checkpoint: Checkpoints, format: Format = 'text', f
         raise ValueError(f'{len(found)} recordings: name a --folder for their subtitles')
     if folder and len(set(found.values())) < len(found):
         raise ValueError('two recordings would be written to one file: transcribe them in two calls')
-    if folder: _refuse_overwriting(found.values(), format, folder)
+    if folder and not (found := _not_yet(found, format, folder)): return
     if format == 'ctm' and not folder and len({name.name for name in found.values()}) < len(found):
         raise ValueError('two recordings have one name, and CTM holds no more of them: name a --folder, '
                          'or transcribe them in two calls')

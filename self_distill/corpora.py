@@ -132,6 +132,10 @@ def data_path(data: DataConfig,
     raise ValueError(f'{" and ".join(dict.fromkeys(map(str, places)))}: no such folder or file; data.path must be {wanted}')
 
 # %% ../nbs/04_corpora.ipynb #each-row
+def _refuse_fault(row):
+    "Refuse a row whose part of a recording cannot be had"
+    if row.fault: raise ValueError(row.fault)
+
 def _each_row(manifest, make, on_error, skipped):
     "The rows for which `make(row)` works, and its values; the others raise, or go to `skipped`"
     good, values = [], []
@@ -250,7 +254,13 @@ def _notes(unused, manifest, wanted):
     texts = manifest.text[manifest.text != '']
     if (~texts.str.contains(' ')).mean() > 0.9 and texts.str.len().median() >= 10:
         yield 'nearly every transcript is one word, so WER counts wrong sentences: put spaces between words or characters'
+    marks = manifest[manifest.written != manifest.text].written.str.extract(r'(\[.+?\]|<.+?>)')[0].dropna()
+    if len(marks): yield (f'{len(marks)} transcripts hold marks ({first_few(set(marks))}), whose words count as spoken: '
+                          'take out what nobody says')
     if unused: yield f'columns that are not used: {first_few(unused)}'
+    if several := manifest.path[manifest.path.duplicated()].nunique():
+        yield (f'{several} recordings stand in several rows, each of them all of it: give start and duration (seconds) '
+               'where a row is a part')
     if unknown: yield f'{unknown} utterances without a speaker: each counts as a speaker of its own'
     if len(low): yield (f'{len(low)} of {len(rates)} recordings have fewer than {wanted} samples a second, so their '
                         f'upper mel bins are empty; features.sample_rate={low.min():.0f} suits them')
@@ -303,6 +313,7 @@ def load_corpus(data: DataConfig,        # which corpus, where, how it is split
     cache = FeatureCache(root_path(data.cache)/'features', features, data.keep_features)
     keep = lambda manifest, check: _each_row(manifest, check, data.on_error, skipped)
     table = complete(make(data, features) if table is None else table, source)
+    if 'fault' in table: table = keep(table, _refuse_fault)[0].drop(columns='fault')
     unused, table = [c for c in table if c not in COLUMNS], check_manifest(table, source)
     manifest, tokenizer = _read_texts(table, text, data.transcribed, keep, tokenizer)
     manifest, exact, note = _read_files(manifest, cache, data, keep)

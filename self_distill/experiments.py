@@ -195,6 +195,11 @@ def _known(run):
     place = [f'data.path={json.dumps(run.config.data.path)}', f'data.cache={json.dumps(run.config.data.cache)}']
     return dict(overrides=place, device=run.config.device)
 
+def _refuse_missing_text(run):
+    "Say before the training that a decoder will have no text to learn from"
+    missing = [f for d in run.decoders for f in getattr(d, 'extra_text', ()) if not root_path(f).is_file()]
+    if missing: raise PlanError(f'{run.name}: extra_text {missing[0]!r} of its decoders is not there')
+
 def _decode(run):
     "Make the decodings and arrays that a trained run's record lacks"
     known = _known(run)
@@ -216,6 +221,7 @@ def run_one(path,         # the plan
     if name not in runs: raise PlanError(f'{path}: has no run {name!r}; it has {", ".join(runs)}')
     run, log = runs[name], root_path('logs')/name
     if not (weights or steps_left(run, recorded(run))): return recorded(run)
+    _refuse_missing_text(run)
     with _alone(run):
         if not has_weights(run):
             if run.teacher and not has_weights(runs[run.teacher]): run_one(path, run.teacher, overrides, weights=True)

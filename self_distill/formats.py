@@ -25,7 +25,8 @@ from .manifest import COLUMNS, OTHER_NAMES, SPLITS, complete, first_few, path_id
 
 # %% ../nbs/04c_formats.ipynb #names
 KNOWN = [*COLUMNS, 'start'] # seconds in a longer recording
-ALIASES = dict(audio_filepath='path', offset='start', sentence='text', transcription='text', client_id='speaker')
+ALIASES = dict(audio_filepath='path', offset='start', begin='start', sentence='text',
+               transcription='text', client_id='speaker')
 
 def _renamed(table):
     "A table with our names of columns, where other names of the same are used and ours are not"
@@ -225,6 +226,7 @@ def _part(line, where):
     if len(times) > 2: raise ValueError(f'{where}: {line!r} names a channel; write each channel as a recording of its own')
     try: start, end = map(float, times)
     except ValueError: raise ValueError(f'{where}: {line!r} is not a recording, its start and its end in seconds') from None
+    if not end > start: raise ValueError(f'{where}: {line!r} ends before it starts; write the end in seconds')
     return recording, dict(start=start, duration=end - start)
 
 # %% ../nbs/04c_formats.ipynb #kaldi
@@ -261,7 +263,7 @@ def _chapter(path, split):
 def librispeech(folder: Path, cache=None) -> pd.DataFrame:
     "Folders of LibriSpeech's, each with speakers, chapters and transcripts"
     parts = {p.parents[2] for p in folder.rglob('*.trans.txt')}
-    chapters = [(p, s) for s, part in by_split(parts) for p in sorted(part.glob('*/*/*.trans.txt'))]
+    chapters = [(p, s) for s, part in _parts(folder, parts) for p in sorted(part.glob('*/*/*.trans.txt'))]
     return pd.DataFrame([row for p, s in chapters for row in _chapter(p, s)])
 
 # %% ../nbs/04c_formats.ipynb #stored-audio
@@ -330,13 +332,14 @@ def _refuse_overlap(table, source):
 # %% ../nbs/04c_formats.ipynb #cut-out
 def _cut_out(path, start, seconds, cache):
     "The part of a recording as a file in the cache; the recording itself where it is all of it"
+    stamp = file_stamp(path)
     with soundfile.SoundFile(path) as whole:
         rate, first, frames = whole.samplerate, round(start*whole.samplerate), round(seconds*whole.samplerate)
         if first == 0 and abs(frames - whole.frames) <= 0.02*rate: return str(path)
-        if not 0 <= first < first + frames <= whole.frames + 0.02*rate:
+        if not 0 <= first < first + frames <= whole.frames + 0.1*rate: # times are often rounded
             raise ValueError(f'{path}: lasts {whole.frames/rate:.2f} s, and '
                              f'{start:.2f} to {start + seconds:.2f} s are asked for')
-        file = cache/f'{stamp_key(*file_stamp(path), first, frames)}.wav'
+        file = cache/f'{stamp_key(*stamp, first, frames)}.wav'
         if file.exists(): return str(file)
         whole.seek(first)
         samples = whole.read(frames)
@@ -345,25 +348,29 @@ def _cut_out(path, start, seconds, cache):
         soundfile.write(out, samples, rate, format='WAV', subtype='FLOAT' if loud else 'PCM_16')
     return str(file)
 
+def _cut(path, start, seconds, cache):
+    "A row's file and an empty string; or its path, and why the part cannot be had"
+    if pd.isna(start): return path, ''
+    try: return _cut_out(path, start, seconds, cache), ''
+    except (soundfile.SoundFileError, ValueError) as e: return path, str(e)
+
 # %% ../nbs/04c_formats.ipynb #cut-segments
-def cut_segments(table: pd.DataFrame, # with `start` where an utterance is a part of a recording, in seconds
+def cut_segments(table: pd.DataFrame, # with `start`, and `duration` or `end`, of parts of recordings, in seconds
                  source,              # what to call it in an error
                  cache: Path          # folder of the parts
-                ) -> pd.DataFrame:    # without `start`
+                ) -> pd.DataFrame:    # without `start`; `fault`: why a part cannot be had, or empty
     "A table in which every utterance is a file"
     if 'start' not in table: return table
-    table = table.assign(**{c: seconds_in(table, c, source) for c in ('start', 'duration') if c in table})
+    table = table.assign(**{c: seconds_in(table, c, source) for c in ('start', 'end', 'duration') if c in table})
+    if 'end' in table and 'duration' not in table: table['duration'] = table.end - table.start
     if 'duration' not in table or table.duration[table.start.notna()].isna().any():
-        raise ValueError(f'{source}: a start needs a duration, both in seconds')
+        raise ValueError(f'{source}: a start needs a duration or an end, in seconds')
     if 'id' not in table: # before the paths become those of the cache
         table['id'] = [i if pd.isna(start) else f'{i}-{start}' for i, start in zip(path_ids(table.path), table.start)]
     table = complete(table, source) # with its splits
     _refuse_overlap(table, source)
-    is_part = table.start.notna()
-    rows = zip(is_part, table.path, table.start, table.duration)
-    try: path = [_cut_out(*row, cache) if part else row[0] for part, *row in rows]
-    except (soundfile.SoundFileError, OSError, ValueError) as e: raise ValueError(f'{source}: {e}') from None
-    return table.assign(path=path).drop(columns='start')
+    table['path'], table['fault'] = zip(*[_cut(*row, cache) for row in zip(table.path, table.start, table.duration)])
+    return table.drop(columns=['start', 'end'], errors='ignore')
 
 # %% ../nbs/04c_formats.ipynb #formats
 def _any(folder, *patterns): return folder.is_dir() and any(next(folder.glob(p), None) for p in patterns)

@@ -30,12 +30,17 @@ def read_sentences(path     # a UTF-8 text file, plain or gzipped, one sentence 
     return [' '.join(line.split()) for line in lines if line.strip()]
 
 # %% ../nbs/19a_language_model.ipynb #normalized
+def _spoken(sentence, normalize):
+    "A normalized sentence; an error names it"
+    try: return normalize(sentence)
+    except ValueError as e: raise ValueError(f'{e} (in {sentence[:60]!r})') from None
+
 def _normalized(path, corpus, config):
     "The sentences of a text file as the corpus's labels are written; digits are checked as in transcripts"
-    written = read_sentences(path)
+    written, normalize = read_sentences(path), normalizer(config.text)
     try:
         check_language(config.text, corpus.tokenizer, written)
-        return [s for s in map(normalizer(config.text), written) if s]
+        return [*filter(None, (_spoken(s, normalize) for s in written))]
     except ValueError as e: raise ValueError(f'{path}: {e}') from None
 
 # %% ../nbs/19a_language_model.ipynb #training-sentences

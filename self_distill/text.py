@@ -170,8 +170,8 @@ def encode(self: Tokenizer,
     labels = list(map(self._ids.get, units))
     if None not in labels and 0 not in labels: return labels # 0 is the blank, which no transcript holds
     unknown = sorted({u for u, label in zip(units, labels) if not label})
-    remedy = ("correct the transcript, or set text.alphabet ('train' takes the letters of the training transcripts; "
-              "for others list all characters) and text.language (to the transcripts', such as de)"
+    remedy = ("correct the transcript, or train with text.alphabet ('train' takes the letters of the training "
+              "transcripts; for others list all characters) and text.language (the transcripts', such as de)"
               if self.kind == 'character' else 'correct the transcript: the training split has no such symbol')
     raise ValueError(f"{_describe(unknown)} in {text!r}: outside the vocabulary of {len(self)} tokens; {remedy}")
 

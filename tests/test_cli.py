@@ -149,8 +149,8 @@ def test_transcribe_a_folder_into_files(say, root):
     assert code == 0 and sorted(p.name for p in (root/'subtitles/deep').iterdir()) == ['10.srt', '4.srt']
     (root/'some/deep/4.txt').write_text('by hand')
     code, out, err = say('transcribe', root/'some', '--checkpoint', BEST, '--folder', root/'some')
-    assert code == 1 and 'deep/4.txt is there already (1 of 2); name another --folder' in err
-    assert (root/'some/deep/4.txt').read_text() == 'by hand' and not (root/'some/deep/10.txt').exists()
+    assert code == 0 and f"1 of 2 transcripts are in {root/'some'} already and stay as they are" in err
+    assert (root/'some/deep/4.txt').read_text() == 'by hand' and out.split() == [str(root/'some/deep/10.txt')]
     assert re.match(r'1\n00:00:0\d,\d{3} --> 00:00:0\d,\d{3}\n\w', (root/'subtitles/deep/4.srt').read_text())
 
 def test_export(say, root, refuses, monkeypatch):
@@ -180,7 +180,7 @@ def test_export(say, root, refuses, monkeypatch):
     (('evaluate', '--checkpoint', BEST, '--checkpoint', 'models/capitals/checkpoint_best.pt'), 'write other tokens'),
     (('evaluate', '--checkpoint', BEST, 'data.path=letters.csv'), "'z'"),
     (('evaluate-beam', '--checkpoint', BEST, '--language_model', 'missing.arpa'), 'no such language model'),
-    (('evaluate-beam', '--checkpoint', BEST, '--language_model', 'pictures.csv'), 'is not a language model'),
+    (('evaluate-beam', '--checkpoint', BEST, '--language_model', 'pictures.csv'), 'not an ARPA file'),
     (('evaluate-beam', '--checkpoint', BEST, '--language_model', 'capitals.arpa'), 'are of another case'),
     (('evaluate-beam', '--checkpoint', BEST, '--language_model', 'greek.arpa'), 'does not fit the tokenizer'),
     (('evaluate-beam', '--checkpoint', BEST, '--lm_weight', '-1'), 'lm_weight -1'),

@@ -264,12 +264,20 @@ def test_what_is_used_and_may_not_be_meant_is_noted(own):
     own.record('u1.wav', np.random.default_rng(9).normal(size=4000), rate=8000)
     own.column('lang', ['en']*4)
     own.rows[0][3] = own.rows[3][3] = ' '
+    own.rows[0][1] = 'Yes [noise].'
     corpus = own.load()
-    assert corpus.notes == ['columns that are not used: lang', '2 utterances without a speaker: each counts as a speaker of its own',
+    assert corpus.notes == ['1 transcripts hold marks ([noise]), whose words count as spoken: take out what nobody says',
+                            'columns that are not used: lang', '2 utterances without a speaker: each counts as a speaker of its own',
                             '1 of 4 recordings have fewer than 16000 samples a second, so their upper mel bins are empty; '
                             'features.sample_rate=8000 suits them']
     assert list(corpus.manifest.speaker) == ['unknown u0', 's1', 's2', 'unknown u3']
     assert default_split(pd.DataFrame(dict(id=range(10), speaker=[*'abcdefgh', '', ''])))[-2:] == ['train', 'train']
+
+def test_rows_of_one_recording_without_times_are_noted(own):
+    own.rows.insert(1, [*own.rows[0]])
+    own.column('id', list('abcde'))
+    [note] = own.load().notes
+    assert note.startswith('1 recordings stand in several rows, each of them all of it: give start and duration')
 
 @pytest.mark.parametrize('name, meant', [('spilt', 'split'), ('Split', 'split'), ('speaker_id', 'speaker'), (' text', 'text'), ('durations', 'duration')])
 def test_a_column_with_nearly_the_right_name_is_refused(own, name, meant):

@@ -217,6 +217,13 @@ def test_what_is_no_corpus_is_told_so(make, words, root):
     with pytest.raises(ValueError, match=words):
         load_corpus(DataConfig(corpus='manifest', path=str(make(root).relative_to(root))), TextConfig(), FeatureConfig())
 
+def test_only_a_part_that_cannot_be_had_is_left_out(root):
+    write(kaldi(root)/'train/segments', [f'{u} tape-train {0.75*k} {0.75*(k + 1) + (u == "train-3")}' for k, u in enumerate(ids('train'))])
+    corpus = load_corpus(DataConfig(corpus='manifest', path=str(root/'data'), on_error='skip'), TextConfig(), FeatureConfig())
+    [(name, why)] = corpus.skipped
+    assert name == 'train-3' and why.endswith('train.flac: lasts 3.00 s, and 2.25 to 4.00 s are asked for')
+    assert sorted(corpus.manifest.id) == sorted(set(SAID) - {name})
+
 def test_a_line_ends_at_its_end_alone(root):
     write(kaldi(root)/'dev/text', ['dev-0 go\u2028no\x0bgo'])
     table = load_corpus(DataConfig(corpus='manifest', path=str(root/'data')), TextConfig(), FeatureConfig()).manifest
