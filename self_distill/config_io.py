@@ -59,7 +59,8 @@ def _explain(error, source):
     if error['type'] == 'unexpected_keyword_argument':
         return f'{source}: unknown key `{key}`; the nearest valid key is `{nearest_key(key)}`'
     if error['type'] == 'dataclass_type': return f'{source}: `{key}` is a section: give it keys, not {error["input"]!r}'
-    return f'{source}: `{key}` = {error["input"]!r}: {error["msg"].removeprefix("Value error, ")}'
+    value = f'`{key}` = {error["input"]!r}: ' if key else '' # of several sections together: the message has their keys
+    return f'{source}: {value}{error["msg"].removeprefix("Value error, ")}'
 
 # %% ../nbs/00b_config_io.ipynb #build-config
 def build_config(values: dict,   # nested, as in the YAML file

@@ -6,6 +6,8 @@
 __all__ = ['OwnModel', 'new_model', 'model_from']
 
 # %% ../nbs/06a_own_model.ipynb #imports
+import warnings
+
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
@@ -49,10 +51,15 @@ class OwnModel(nn.Module):
 def _try(self: OwnModel, own, input_size, vocabulary_size):
     "Its answer to two utterances; ValueError where that is not what the project needs"
     lengths, random = torch.tensor([41, 30]), torch.get_rng_state()
-    out = self.inner.eval()(torch.zeros(2, 41, input_size), lengths)
+    features = torch.randn(2, 41, input_size)*(torch.arange(41) < lengths[:, None])[..., None]
+    out = self.inner.eval()(features, lengths)
+    if fault := _own_fault(out, lengths, vocabulary_size): raise ValueError(f'model.own {own!r}: the model {fault}')
+    alone = self.inner(features[1:, :30], lengths[1:])
     self.inner.train()
     torch.set_rng_state(random)
-    if fault := _own_fault(out, lengths, vocabulary_size): raise ValueError(f'model.own {own!r}: the model {fault}')
+    change = float((out.logits[1, :alone.lengths[0]] - alone.logits[0]).abs().max())
+    if change > 0.001: warnings.warn(f'model.own {own!r}: padding changes the outputs of an utterance (by {change:.2f}), so '
+                                     'they depend on the batch that it is in; mask by lengths')
     return out
 
 # %% ../nbs/06a_own_model.ipynb #new-model

@@ -31,6 +31,7 @@ def short(cache, run, method, **more): return settings(run, cache, training=TRAI
 
 def test_a_stopped_run_ends_as_an_undisturbed_one(shared_cache, monkeypatch):
     every = {section: part for method in METHODS.values() for section, part in method.items()}
+    every['augmentation'] = every['augmentation'] | dict(warp=0.) # not beside two views and a teacher
     train(short(shared_cache, 'whole', every))
     steps, step = [], Trainer.train_step
     def stopping(self, window, T):
@@ -63,6 +64,12 @@ def test_a_moving_teacher_is_no_frozen_one():
     with pytest.raises(ConfigError, match='name two teachers'):
         build_config(dict(teacher=dict(moving=True, checkpoint='a.pt')))
     with pytest.raises(ConfigError, match='ema_window'): build_config(dict(teacher=dict(moving=True), training=dict(ema_window=0.)))
+
+def test_the_second_of_two_views_has_no_teacher_of_another_voice():
+    views = dict(consistency=dict(weight=0.2), augmentation=dict(warp=0.1))
+    with pytest.raises(ConfigError, match='another voice'): build_config(views | dict(teacher=dict(moving=True)))
+    build_config(views)
+    build_config(views | dict(teacher=dict(checkpoint='a.pt', pseudo_labels=True), loss_weights=dict(alpha=0., gamma=0.)))
 
 # speech without transcripts
 
