@@ -136,7 +136,7 @@ def _split_override(override):
     key = key.strip()
     if not equals or not key:
         raise ConfigError(f'override {override!r}: write it as key=value, for example training.epochs=3')
-    if key in valid_keys(): return key, _plain_yaml(text, f'override {override!r}')
+    if key in valid_keys() or key.startswith('model.options.'): return key, _plain_yaml(text, f'override {override!r}')
     raise ConfigError(f'override {override!r}: unknown key `{key}`; the nearest valid key is `{nearest_key(key)}`')
 
 # %% ../nbs/00b_config_io.ipynb #apply-override
@@ -149,7 +149,7 @@ def apply_override(values: dict, # nested, changed in place
     for s in sections:
         values = values.setdefault(s, {})
         if not isinstance(values, dict): raise ConfigError(f'override {override!r}: `{s}` is a section: give it keys')
-    values[name] = value
+    values.update(_merge(values, {name: value})) # of a section, what is not named stays
 
 # %% ../nbs/00b_config_io.ipynb #config-file
 def config_file(path # where the user stands, or at the root, or in the repository

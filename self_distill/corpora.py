@@ -134,7 +134,7 @@ def data_path(data: DataConfig,
 # %% ../nbs/04_corpora.ipynb #each-row
 def _refuse_fault(row):
     "Refuse a row whose part of a recording cannot be had"
-    if row.fault: raise ValueError(row.fault)
+    if row.part_fault: raise ValueError(row.part_fault)
 
 def _each_row(manifest, make, on_error, skipped):
     "The rows for which `make(row)` works, and its values; the others raise, or go to `skipped`"
@@ -313,8 +313,10 @@ def load_corpus(data: DataConfig,        # which corpus, where, how it is split
     cache = FeatureCache(root_path(data.cache)/'features', features, data.keep_features)
     keep = lambda manifest, check: _each_row(manifest, check, data.on_error, skipped)
     table = complete(make(data, features) if table is None else table, source)
-    if 'fault' in table: table = keep(table, _refuse_fault)[0].drop(columns='fault')
-    unused, table = [c for c in table if c not in COLUMNS], check_manifest(table, source)
+    unused = [c for c in table if c not in (*COLUMNS, 'part_fault')]
+    table = table.drop(columns=unused)
+    if 'part_fault' in table: table, _ = keep(table, _refuse_fault)
+    table = check_manifest(table, source)
     manifest, tokenizer = _read_texts(table, text, data.transcribed, keep, tokenizer)
     manifest, exact, note = _read_files(manifest, cache, data, keep)
     check_manifest(manifest, f'{source} ({len(skipped)} utterances skipped)')

@@ -62,6 +62,8 @@ def _kinds(checkpoints, split, overrides, device):
     if split != 'test': yield from (('member', m, Greedy()) for m in members)
     yield 'mean of probabilities', ensemble, Greedy()
     if len({m.config.run for m in members}) > 1: yield 'likeliest transcript', ensemble, Likeliest(members, split)
+    elif any(o.startswith('data.corpus=') for o in overrides): # whose dev says nothing of the run
+        yield 'mean of weights', load_average(checkpoints, device), Greedy()
     else: yield 'mean of weights', open_model(average_weights(checkpoints, None, overrides, str(device)), device), Greedy()
 
 # %% ../nbs/23c_ensemble_table.ipynb #evaluate-ensemble

@@ -22,10 +22,12 @@ from papermill.parameterize import parameterize_notebook
 
 from .compare import System, decoders_of_all
 from .config_io import config_file, portable
+from .evaluate import DEFAULTS
 from .experiments import notebook_path, refuse_other
 from .files import atomic_write, root_path
 from .plan import BeamSearch, find_row, planned_run, read_plan, run_names
 from .records import Record, RecordError, read_record, record_path
+from .search import SETTINGS
 
 # %% ../nbs/27_figures.ipynb #colors
 LINE = 5.8 # inches: the width of a text line
@@ -187,8 +189,11 @@ def decoder_title(self: Results, decoder: str # its name
     places = [*group.rows.values(), group, self.plan]
     beam = next((p.decoders[decoder] for p in places if decoder in (p.decoders or {})), BeamSearch())
     if beam == BeamSearch(): return decoder
-    given = [f'{k} {v:g}' for k in ('lm_weight', 'word_bonus') if (v := getattr(beam, k)) is not None]
-    return f'beam ({", ".join(given) or f"{beam.order}-gram" + (" of more text" if beam.extra_text else "")})'
+    values = [(k, getattr(beam, k)) for k in SETTINGS]
+    given = [f'{k} {v:g}' for k, v in values if v is not None and (k, v) != ('beam_width', DEFAULTS['beam_width'])]
+    plain = beam.order == 3 and not beam.extra_text
+    text = [] if given and plain else [f'{beam.order}-gram' + (' of more text' if beam.extra_text else '')]
+    return f'beam ({", ".join([*given, *text])})'
 
 # %% ../nbs/27_figures.ipynb #repetitions
 @patch

@@ -358,18 +358,20 @@ def _cut(path, start, seconds, cache):
 def cut_segments(table: pd.DataFrame, # with `start`, and `duration` or `end`, of parts of recordings, in seconds
                  source,              # what to call it in an error
                  cache: Path          # folder of the parts
-                ) -> pd.DataFrame:    # without `start`; `fault`: why a part cannot be had, or empty
+                ) -> pd.DataFrame:    # without `start`; `part_fault`: why a part cannot be had, or empty
     "A table in which every utterance is a file"
     if 'start' not in table: return table
     table = table.assign(**{c: seconds_in(table, c, source) for c in ('start', 'end', 'duration') if c in table})
-    if 'end' in table and 'duration' not in table: table['duration'] = table.end - table.start
+    if 'end' in table:
+        until = table.end - table.start
+        table['duration'] = table.duration.fillna(until) if 'duration' in table else until
     if 'duration' not in table or table.duration[table.start.notna()].isna().any():
         raise ValueError(f'{source}: a start needs a duration or an end, in seconds')
     if 'id' not in table: # before the paths become those of the cache
         table['id'] = [i if pd.isna(start) else f'{i}-{start}' for i, start in zip(path_ids(table.path), table.start)]
     table = complete(table, source) # with its splits
     _refuse_overlap(table, source)
-    table['path'], table['fault'] = zip(*[_cut(*row, cache) for row in zip(table.path, table.start, table.duration)])
+    table['path'], table['part_fault'] = zip(*[_cut(*row, cache) for row in zip(table.path, table.start, table.duration)])
     return table.drop(columns=['start', 'end'], errors='ignore')
 
 # %% ../nbs/04c_formats.ipynb #formats

@@ -56,13 +56,13 @@ def _another(loaded, corpus, data, overrides, folder):
     if not any(o.startswith(unknown) for o in overrides) or data.corpus in ('demo', 'an4', 'mboshi'): return None
     here, known = fingerprint(corpus), (loaded.payload.get('data') or {}).get('fingerprint', {})
     if all(here[split] == known.get(split) for split in ('dev', 'test')): return None
-    name = re.sub(r'\W+', '_', Path(data.path or data.corpus).stem)
+    name = re.sub(r'\W+', '_', Path(data.path or data.corpus).stem)[:40]
     return f'{name}_{hashlib.sha256(json.dumps(here, sort_keys=True).encode()).hexdigest()[:6]}'
 
 # %% ../nbs/22a_opened.ipynb #record-config
 def _record_config(config, data, another=None):
     "The config under which a decoding is recorded: the run's own, or one named after run and corpus"
-    if another: return replace(config, run=f'{config.run}_on_{another}', data=data)
+    if another: return replace(config, run=f'{config.run[:45]}_on_{another}', data=data)
     parts = ('corpus', 'protocol', 'fold', 'utterances', 'seed')
     differ = [k for k in parts if getattr(data, k) != getattr(config.data, k)]
     if not differ: return config
@@ -218,37 +218,44 @@ def _check_texts(loaded, rows, corpus):
                          'tokens. Evaluate it on the corpus and with the text settings it was trained with')
 
 # %% ../nbs/22a_opened.ipynb #features
-def _features(loaded, corpus, rows):
-    "Normalised features of each row, as the model was trained to read them"
-    kind, statistics = loaded.config.features.normalization, loaded.payload.get('feature_statistics')
-    statistics = statistics and [torch.as_tensor(s).cpu() for s in statistics]
-    return [normalize(corpus.read(row), kind, statistics) for row in rows.itertuples()]
+class _Features:
+    "Normalised features of each row, as the model was trained to read them; read when they are asked for"
+    def __init__(self, loaded, corpus, rows):
+        statistics = loaded.payload.get('feature_statistics')
+        self.statistics = statistics and [torch.as_tensor(s).cpu() for s in statistics]
+        self.kind, self.corpus, self.rows = loaded.config.features.normalization, corpus, list(rows.itertuples())
+
+    def __len__(self): return len(self.rows)
+    def __getitem__(self, k): return normalize(self.corpus.read(self.rows[k]), self.kind, self.statistics)
 
 # %% ../nbs/22a_opened.ipynb #forward
 @torch.inference_mode()
 def log_probs_of(loaded: LoadedModel,
-                 features: list,   # of (T, F) tensors, normalised
-                 batch_size: int   # utterances in a batch
+                 features,         # a sequence of (T, F) tensors, normalised; a batch of them is in memory
+                 batch_size: int,  # utterances in a batch
+                 lengths=None      # of the features in frames, if they are known
                 ) -> list:         # of (T', V) float32 arrays
     "Log-probabilities of each utterance, computed in batches of similar length"
-    order, found = sorted(range(len(features)), key=lambda k: len(features[k])), {}
+    lengths = [len(x) for x in features] if lengths is None else lengths
+    order, found = sorted(range(len(features)), key=lambda k: lengths[k]), {}
     device = next(loaded.model.parameters()).device
     for batch in (order[i:i + batch_size] for i in range(0, len(order), batch_size)):
-        lengths = torch.tensor([len(features[k]) for k in batch], device=device)
-        out = loaded.model(pad_sequence([features[k] for k in batch], batch_first=True).to(device), lengths)
+        x = pad_sequence([features[k] for k in batch], batch_first=True).to(device)
+        out = loaded.model(x, torch.tensor([lengths[k] for k in batch], device=device))
         rows = out.logits.float().log_softmax(-1).cpu().numpy()
         found |= {k: row[:n] for k, row, n in zip(batch, rows, out.lengths.tolist())}
     return [found[k] for k in range(len(features))]
 
 # %% ../nbs/22a_opened.ipynb #cache-file
 def _cache_file(loaded, features, ids, cache):
-    "Where the log-probabilities of exactly these weights and features lie"
-    device = next(loaded.model.parameters()).device.type
+    "Where the log-probabilities of exactly these weights and features lie, and the features' lengths"
+    device, lengths = next(loaded.model.parameters()).device.type, []
     digest = hashlib.sha256(f'2 {loaded.weights_sha256} {device} {len(ids)}'.encode())
     for name, x in zip(ids, features):
         digest.update(f'{name} {tuple(x.shape)}'.encode())
         digest.update(np.ascontiguousarray(x.numpy()).data)
-    return root_path(cache)/'logits'/f'{digest.hexdigest()[:32]}.npy'
+        lengths.append(len(x))
+    return root_path(cache)/'logits'/f'{digest.hexdigest()[:32]}.npy', lengths
 
 def _read_cache(file, shape):
     "The array of a cache file; None where it is missing, damaged or of another shape"
@@ -257,11 +264,11 @@ def _read_cache(file, shape):
     return found if found.shape == shape and found.dtype == np.float32 and np.isfinite(found).all() else None
 
 # %% ../nbs/22a_opened.ipynb #still-so
-def _still_so(loaded, features, kept):
+def _still_so(loaded, features, lengths, kept):
     "Whether the model says of the shortest utterance what is kept: the code of a model of one's own may have changed"
-    i = min(range(len(features)), key=lambda k: len(features[k]))
-    [now] = log_probs_of(loaded, [features[i]], 1)
-    return np.abs(now - kept[i]).mean() < 1e-3 # other batches round otherwise
+    shortest = int(np.argmin(lengths))
+    [now] = log_probs_of(loaded, [features[shortest]], 1)
+    return np.abs(now - kept[shortest]).mean() < 1e-3 # other batches round otherwise
 
 # %% ../nbs/22a_opened.ipynb #compute-log-probs
 def compute_log_probs(loaded: LoadedModel,
@@ -275,10 +282,11 @@ def compute_log_probs(loaded: LoadedModel,
     if not len(rows): raise ValueError(f'{corpus.name}: split {split!r} holds no utterance; '
                                        'check the manifest, or evaluate another split')
     _check_texts(loaded, rows, corpus)
-    features = _features(loaded, corpus, rows)
-    file, ends = _cache_file(loaded, features, rows.id, cache), np.cumsum([output_frames(len(x)) for x in features])
+    features = _Features(loaded, corpus, rows)
+    file, lengths = _cache_file(loaded, features, rows.id, cache)
+    ends = np.cumsum([output_frames(n) for n in lengths])
     frames = _read_cache(file, (ends[-1], len(loaded.tokenizer)))
-    if frames is None or not _still_so(loaded, features, np.split(frames, ends[:-1])):
-        frames = np.concatenate(log_probs_of(loaded, features, batch_size))
+    if frames is None or not _still_so(loaded, features, lengths, np.split(frames, ends[:-1])):
+        frames = np.concatenate(log_probs_of(loaded, features, batch_size, lengths))
         store(file, frames)
     return LogProbs(split, utterances_of(rows), np.split(frames, ends[:-1]))

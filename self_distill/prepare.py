@@ -122,7 +122,7 @@ def text_lines(corpus: Corpus,
     "Tokens, and what the normalizer changed"
     tokens, changes = corpus.tokenizer.tokens, corpus.changes
     seen = set(' '.join(corpus.rows('train').text)) if corpus.tokenizer.kind == 'character' else set(tokens)
-    lost = Counter(c for a, b in changes for c in a.lower() if c not in b and not c.isspace())
+    lost = Counter(c for a, b in changes for c in a.lower() if c not in b.lower() and not c.isspace())
     shown = [min((c for c in changes if sign in c[0].lower()), key=lambda c: len(c[0]))
              for sign, _ in lost.most_common(most)]
     unseen = [t for t in tokens[1:] if t not in seen]

@@ -55,6 +55,9 @@ def read_labels(checkpoint,   # the teacher; None: there is none
     if weights != weights_hash(load_checkpoint(checkpoint)['model']):
         raise CheckpointError(f'{path}: was written by other weights; {remedy}')
     here = sounds(untranscribed(corpus), 'train') if corpus else {}
+    if new := [i for i in here if i not in known]:
+        raise CheckpointError(f'{path}: knows nothing of {len(new)} recordings of this run ({first_few(new)}); '
+                              f'{remedy} and the data settings of this run')
     if others := [i for i in texts if i in here and here[i] != known.get(i)]:
         raise CheckpointError(f'{path}: was written for other recordings of the same names ({first_few(others)}); '
                               f'{remedy} and the data settings of this run')
