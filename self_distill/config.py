@@ -280,12 +280,3 @@ class Config:
         if self.teacher.moving and not self.training.ema_window:
             raise ValueError('a moving teacher is the average of weights: training.ema_window must be above 0')
         return self
-
-    @model_validator(mode='after')
-    def _one_voice(self):
-        t, w = self.teacher, self.loss_weights
-        taught = t.moving or t.own or t.checkpoint and (w.alpha or w.gamma or not t.pseudo_labels)
-        if taught and self.consistency.weight and self.augmentation.warp:
-            raise ValueError('the second of two views (consistency.weight) has another voice (augmentation.warp) '
-                             'than a teacher hears: set one of the two to 0, or train without a teacher')
-        return self

@@ -7,7 +7,7 @@ __all__ = ['ADDED', 'FREE', 'valid_keys', 'nearest_key', 'dotted', 'ConfigError'
            'apply_override', 'config_file', 'load_config', 'config_dict', 'portable', 'config_hash']
 
 # %% ../nbs/00b_config_io.ipynb #imports
-import difflib, hashlib, json
+import difflib, hashlib, json, re
 from copy import deepcopy
 from dataclasses import asdict, fields, is_dataclass
 from functools import lru_cache
@@ -136,7 +136,7 @@ def _split_override(override):
     key = key.strip()
     if not equals or not key:
         raise ConfigError(f'override {override!r}: write it as key=value, for example training.epochs=3')
-    if key in valid_keys() or key.startswith('model.options.'): return key, _plain_yaml(text, f'override {override!r}')
+    if key in valid_keys() or re.fullmatch(r'model\.options\.\w+', key): return key, _plain_yaml(text, f'override {override!r}')
     raise ConfigError(f'override {override!r}: unknown key `{key}`; the nearest valid key is `{nearest_key(key)}`')
 
 # %% ../nbs/00b_config_io.ipynb #apply-override
@@ -149,7 +149,8 @@ def apply_override(values: dict, # nested, changed in place
     for s in sections:
         values = values.setdefault(s, {})
         if not isinstance(values, dict): raise ConfigError(f'override {override!r}: `{s}` is a section: give it keys')
-    values.update(_merge(values, {name: value})) # of a section, what is not named stays
+    if key != 'model.options': value = _merge(values, {name: value})[name] # of a section, what is not named stays
+    values[name] = value
 
 # %% ../nbs/00b_config_io.ipynb #config-file
 def config_file(path # where the user stands, or at the root, or in the repository

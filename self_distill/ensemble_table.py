@@ -20,7 +20,7 @@ from .files import root_path
 from .greedy import greedy_ids, greedy_texts, text_of
 from .metrics import count_errors, error_rate
 from .model import count_parameters
-from .opened import Opened, compute_log_probs, data_settings, open_corpus
+from .opened import Opened, compute_log_probs, data_settings, open_corpus, open_for_evaluation
 from .records import find_decode
 
 # %% ../nbs/23c_ensemble_table.ipynb #average-weights
@@ -56,13 +56,13 @@ class Likeliest:
 
     def made(self, settings: dict) -> bool: return True
 
-def _kinds(checkpoints, split, overrides, device):
+def _kinds(checkpoints, split, overrides, device, folder):
     "What an ensemble's table compares: (kind, model, decoder)"
     ensemble, members = load_ensemble(checkpoints, device), load_members(checkpoints, device)
     if split != 'test': yield from (('member', m, Greedy()) for m in members)
     yield 'mean of probabilities', ensemble, Greedy()
     if len({m.config.run for m in members}) > 1: yield 'likeliest transcript', ensemble, Likeliest(members, split)
-    elif any(o.startswith('data.corpus=') for o in overrides): # whose dev says nothing of the run
+    elif open_for_evaluation(checkpoints[0], overrides, device, folder).elsewhere: # its dev says nothing of the run
         yield 'mean of weights', load_average(checkpoints, device), Greedy()
     else: yield 'mean of weights', open_model(average_weights(checkpoints, None, overrides, str(device)), device), Greedy()
 
@@ -76,7 +76,7 @@ def evaluate_ensemble(checkpoints,         # files, at least two
                      ) -> pd.DataFrame: # a row for each model: WER and CER in percent, parameters
     "Members, mean of probabilities, and mean of weights or likeliest transcript: greedy error rates on a split"
     rows = []
-    for kind, model, decoder in _kinds(checkpoints, split, overrides, pick_device(device)):
+    for kind, model, decoder in _kinds(checkpoints, split, overrides, pick_device(device), folder):
         record = evaluate(model, split, (decoder,), overrides, device, why, folder, show=False)
         decode = find_decode(record, split, decoder.name, checkpoint_name(model.path))
         rows.append(dict(model=kind, checkpoint=f'{model.config.run}/{decode.checkpoint}', wer=decode.wer,

@@ -197,7 +197,9 @@ def _known(run):
 
 def _refuse_missing_text(run):
     "Say before the training that a decoder will have no text to learn from"
-    missing = [f for d in run.decoders for f in getattr(d, 'extra_text', ()) if not root_path(f).is_file()]
+    record = recorded(run)
+    left = [d for d in run.decoders if record is None or not all(is_recorded(record, s, d) for s in run.splits)]
+    missing = [f for d in left for f in getattr(d, 'extra_text', ()) if not root_path(f).is_file()]
     if missing: raise PlanError(f'{run.name}: extra_text {missing[0]!r} of its decoders is not there')
 
 def _decode(run):

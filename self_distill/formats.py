@@ -319,8 +319,7 @@ def glosses(folder: Path, cache=None) -> pd.DataFrame:
 def _refuse_overlap(table, source):
     "Refuse parts of a recording that overlap between splits; a row without `start` is all of it"
     table = table[table.groupby('path').split.transform('nunique') > 1]
-    end = (table.start + table.duration).fillna(np.inf)
-    for path, parts in table.assign(start=table.start.fillna(0), end=end).sort_values('start').groupby('path'):
+    for path, parts in table.assign(start=table.start.fillna(0), end=table.end.fillna(np.inf)).sort_values('start').groupby('path'):
         for split in parts.split.unique():
             mine = parts.split == split
             heard = parts.end.mask(mine).cummax().ffill() # until when other splits have heard it
@@ -336,7 +335,7 @@ def _cut_out(path, start, seconds, cache):
     with soundfile.SoundFile(path) as whole:
         rate, first, frames = whole.samplerate, round(start*whole.samplerate), round(seconds*whole.samplerate)
         if first == 0 and abs(frames - whole.frames) <= 0.02*rate: return str(path)
-        if not 0 <= first < first + frames <= whole.frames + 0.1*rate: # times are often rounded
+        if not 0 <= first < min(first + frames, whole.frames) or first + frames > whole.frames + 0.1*rate: # rounded times
             raise ValueError(f'{path}: lasts {whole.frames/rate:.2f} s, and '
                              f'{start:.2f} to {start + seconds:.2f} s are asked for')
         file = cache/f'{stamp_key(*stamp, first, frames)}.wav'
@@ -361,18 +360,21 @@ def cut_segments(table: pd.DataFrame, # with `start`, and `duration` or `end`, o
                 ) -> pd.DataFrame:    # without `start`; `part_fault`: why a part cannot be had, or empty
     "A table in which every utterance is a file"
     if 'start' not in table: return table
-    table = table.assign(**{c: seconds_in(table, c, source) for c in ('start', 'end', 'duration') if c in table})
-    if 'end' in table:
-        until = table.end - table.start
-        table['duration'] = table.duration.fillna(until) if 'duration' in table else until
-    if 'duration' not in table or table.duration[table.start.notna()].isna().any():
-        raise ValueError(f'{source}: a start needs a duration or an end, in seconds')
+    table = table.assign(**{c: seconds_in(table, c, source) for c in ('start', 'duration') if c in table})
+    if 'duration' not in table: table['duration'] = np.nan
+    is_part, end = table.start.notna(), table.start + table.duration
+    open_ = is_part & end.isna()
+    if open_.any() and 'end' in table: end[open_] = seconds_in(table[open_], 'end', source)
+    if (lost := is_part & end.isna()).any():
+        raise ValueError(f'{source}, {table.path[lost].iloc[0]}: a start needs a duration or an end, in seconds')
+    table = table.assign(end=end, duration=table.duration.mask(is_part, (end - table.start).where(end > table.start)))
     if 'id' not in table: # before the paths become those of the cache
         table['id'] = [i if pd.isna(start) else f'{i}-{start}' for i, start in zip(path_ids(table.path), table.start)]
     table = complete(table, source) # with its splits
     _refuse_overlap(table, source)
-    table['path'], table['part_fault'] = zip(*[_cut(*row, cache) for row in zip(table.path, table.start, table.duration)])
-    return table.drop(columns=['start', 'end'], errors='ignore')
+    rows = zip(table.path, table.start, table.end - table.start)
+    table['path'], table['part_fault'] = zip(*[_cut(*row, cache) for row in rows])
+    return table.drop(columns=['start', 'end'])
 
 # %% ../nbs/04c_formats.ipynb #formats
 def _any(folder, *patterns): return folder.is_dir() and any(next(folder.glob(p), None) for p in patterns)

@@ -117,14 +117,16 @@ def loader(data: UtteranceDataset,
 @patch
 def _load_data(self: Learner):
     "Corpus, tokenizer, train and dev split"
-    c = self.config
+    c, twice = self.config, self.config.consistency.weight > 0
+    if twice and c.augmentation.warp and is_asked(c):
+        raise ValueError('the second of two views (consistency.weight) has another voice (augmentation.warp) '
+                         'than a teacher hears: set one of the two to 0, or train without a teacher')
     self.corpus = load_corpus(c.data, c.text, c.features)
     if c.teacher.pseudo_labels: self.corpus = with_labels(self.corpus, read_labels(c.teacher.checkpoint, self.corpus))
     self.tokenizer, self.data = self.corpus.tokenizer, training_data(self.corpus)
     self.statistics = self.corpus.statistics() if c.features.normalization == 'corpus' else None
     def dataset(split, augment, **more):
         return UtteranceDataset(self.corpus, split, self.tokenizer, c.features, augment, c.seed, self.statistics, **more)
-    twice = c.consistency.weight > 0
     taught = is_asked(c) or twice
     self.train_set = dataset('train', c.augmentation, views=1 + twice, untranscribed=taught)
     self.dev_set = dataset('dev', None)

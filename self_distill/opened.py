@@ -56,13 +56,16 @@ def _another(loaded, corpus, data, overrides, folder):
     if not any(o.startswith(unknown) for o in overrides) or data.corpus in ('demo', 'an4', 'mboshi'): return None
     here, known = fingerprint(corpus), (loaded.payload.get('data') or {}).get('fingerprint', {})
     if all(here[split] == known.get(split) for split in ('dev', 'test')): return None
-    name = re.sub(r'\W+', '_', Path(data.path or data.corpus).stem)[:40]
+    name = re.sub(r'\W+', '_', Path(data.path or data.corpus).stem)
     return f'{name}_{hashlib.sha256(json.dumps(here, sort_keys=True).encode()).hexdigest()[:6]}'
 
 # %% ../nbs/22a_opened.ipynb #record-config
 def _record_config(config, data, another=None):
     "The config under which a decoding is recorded: the run's own, or one named after run and corpus"
-    if another: return replace(config, run=f'{config.run[:45]}_on_{another}', data=data)
+    if another:
+        run = f'{config.run}_on_{another}'
+        short = f'{run[:89]}_{hashlib.sha256(run.encode()).hexdigest()[:10]}'
+        return replace(config, run=run if len(run) <= 100 else short, data=data)
     parts = ('corpus', 'protocol', 'fold', 'utterances', 'seed')
     differ = [k for k in parts if getattr(data, k) != getattr(config.data, k)]
     if not differ: return config

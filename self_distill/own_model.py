@@ -57,9 +57,7 @@ def _try(self: OwnModel, own, input_size, vocabulary_size):
     alone = self.inner(features[1:, :30], lengths[1:])
     self.inner.train()
     torch.set_rng_state(random)
-    change = float((out.logits[1, :alone.lengths[0]] - alone.logits[0]).abs().max())
-    if change > 0.001: warnings.warn(f'model.own {own!r}: padding changes the outputs of an utterance (by {change:.2f}), so '
-                                     'they depend on the batch that it is in; mask by lengths')
+    self.padding_counts = float((out.logits[1, :alone.lengths[0]] - alone.logits[0]).abs().max()) > 0.001
     return out
 
 # %% ../nbs/06a_own_model.ipynb #new-model
@@ -69,7 +67,10 @@ def new_model(config: ModelConfig, # the `model` section
              ) -> nn.Module:
     "A fresh model from its config section"
     if not config.own: return build_model(config, input_size, vocabulary_size)
-    return OwnModel(config.own, input_size, vocabulary_size, **config.options)
+    model = OwnModel(config.own, input_size, vocabulary_size, **config.options)
+    if model.padding_counts: warnings.warn(f'model.own {config.own!r}: the outputs of an utterance depend on the padding, '
+                                           'and so on the batch that it is in; mask by lengths')
+    return model
 
 def model_from(settings: dict # of a model that a checkpoint holds
               ) -> nn.Module:

@@ -118,8 +118,8 @@ REMEDIES = {
                     'lower training.optimizer.learning_rate, for example to 1e-4',
     'not beating the teacher': 'loss_weights alpha 0.8, beta 0.15, gamma 0.05; '
                                'ctc_loss.label_smoothing 0.1; docs/remedies.md says what helped elsewhere',
-    'out of memory': 'halve training.batch_size (or batch_frames) and double gradient_accumulation_steps: the same update '
-                     'in less memory; memory_optimization.teacher_fp16 true',
+    'out of memory': 'halve training.batch_size (or batch_frames) and double gradient_accumulation_steps: nearly the same '
+                     'update (batch norm sees half as many) in less memory; memory_optimization.teacher_fp16 true',
     'not finite': 'lower training.optimizer.learning_rate or training.gradient_clip; training.precision float32; '
                   'look at the utterances named above',
 }

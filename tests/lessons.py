@@ -1,22 +1,30 @@
 "Runs a notebook's cells in a process that has imported already what lessons import."
-import os, sys, tempfile
+import multiprocessing, os, sys, tempfile
 
+import torch
 from execnb.shell import CaptureShell
 
-IMPORTS = ['lessons', 'IPython.lib.display', 'jiwer', 'matplotlib_inline.backend_inline', 'nbdev.showdoc', 'pandas',
+IMPORTS = ['IPython.lib.display', 'execnb.shell', 'jiwer', 'matplotlib_inline.backend_inline', 'nbdev.showdoc', 'pandas',
            'pyctcdecode', 'soundfile', 'torch', 'torchaudio']  # nothing of the package: each copy brings its own
 
-def run(cells, root, variables, failure):
-    "Run cells of code as a kernel in `root`'s notebooks would; send the first one that fails and what it said, or ''."
+def prepare(root, variables):
+    "Make this process, which was forked from another, like one that was started in `root`'s notebooks."
+    if hasattr(os, 'setsid'): os.setsid()  # a group with whatever it starts
     os.environ.clear()
     os.environ.update(variables)
-    tempfile.tempdir = None  # that of the variables
     os.chdir(root/'nbs')
     sys.path.insert(0, str(root))
+    tempfile.tempdir = None  # the variables name another
+    torch.set_num_threads(int(variables['OMP_NUM_THREADS']))
+    multiprocessing.set_start_method(None, force=True)  # the platform's own
+
+def run(cells, root, variables, failure):
+    "Run cells of code as a kernel would; send the first one that fails and what it said, or ''."
+    prepare(root, variables)
     shell = CaptureShell(mpl_format='png')
     for cell in cells:
         outputs = shell.run(cell)
         if not shell.exc: continue
-        said = ''.join(line for o in outputs if o['output_type'] == 'stream' for line in o['text'])
-        return failure.send(f'{cell}\n{"-" * 40}\n{said}')
+        said = [line for o in outputs for line in o.get('text', []) + o.get('traceback', [])]
+        return failure.send(f'{cell}\n{"-" * 40}\n{"".join(said)}')
     failure.send('')

@@ -1,6 +1,7 @@
 "Every notebook runs from top to bottom, in a copy of the repository, so that nothing here is changed."
-import os
-from multiprocessing import get_context
+import os, signal
+from contextlib import suppress
+from multiprocessing import get_all_start_methods, get_context
 from tempfile import TemporaryDirectory
 
 import lessons, pytest
@@ -14,8 +15,14 @@ ARTIFACTS = '456'  # first digits of the notebooks that draw recorded runs; test
 ONCE = {'31_step_time': dict(rounds=1), '33_decoding_speed': dict(utterances=100, blocks=1),
         '37_scale': dict(rows=[60], bare_rows=[], starts=1, long=4, capacities=[64])}  # measured with more
 
-processes = get_context('forkserver')
-processes.set_forkserver_preload(lessons.IMPORTS)
+CAN_FORK = 'forkserver' in get_all_start_methods()
+processes = get_context('forkserver' if CAN_FORK else 'spawn')
+if CAN_FORK: processes.set_forkserver_preload(lessons.IMPORTS)
+
+def end(process):
+    "End a process and those that it has started."
+    process.kill()
+    with suppress(OSError, AttributeError): os.killpg(process.pid, signal.SIGKILL)
 
 def cells_of(path):
     "The code to be run: without the cells that nbdev leaves out too."
@@ -28,12 +35,13 @@ def test_notebook_runs(path, tmp_path, shared_cache):
     os.symlink(shared_cache, root/'cache', target_is_directory=True)
     result, failure = processes.Pipe(duplex=False)
     with TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        where = environment(root, TMPDIR=scratch)
+        where = environment(root, TMPDIR=scratch, IPYTHONDIR=scratch)
         process = processes.Process(target=lessons.run, args=(cells_of(path), root, where, failure))
         process.start()
         failure.close()
-        try: said = result.recv() if result.poll(SECONDS) else f'not done after {SECONDS} s'
+        try:
+            said = result.recv() if result.poll(SECONDS) else f'not done after {SECONDS} s'
+            process.join(10 if not said else 0)
         except EOFError: said = 'its process died'
-        process.join(10)
-        process.kill()
+        finally: end(process)
     if said: pytest.fail(f'nbs/{path.name}\n{said}', pytrace=False)
