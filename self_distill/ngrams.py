@@ -81,7 +81,7 @@ def _check_arpa(path):
                                 '`self-distill lm`') from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as e: start = str(e).encode()
     if start.lstrip().startswith(b'\\data\\'): return
-    raise ValueError(f'{path} is damaged or not an ARPA file (a KenLM binary is none): that starts with \\data\\, '
+    raise ValueError(f'{path} is damaged, a KenLM binary or no language model: an ARPA file starts with \\data\\, '
                      f'this one with {start[:20]!r}. Estimate one with `self-distill lm`')
 
 # %% ../nbs/19_ngrams.ipynb #load
