@@ -38,7 +38,7 @@ def _near_column(header):
     "What is wrong with a column whose name is nearly that of a column that is absent; None where there is none"
     absent = [c for c in COLUMNS if c not in header]
     for name in header:
-        near = [] if name in KNOWN else difflib.get_close_matches(name.strip().lower(), absent, 1, cutoff=0.8)
+        near = [] if name in KNOWN or name.endswith('_ms') else difflib.get_close_matches(name.strip().lower(), absent, 1, cutoff=0.8)
         if near: return f': its column {name!r} is unknown; rename it to {near[0]!r}, or leave it out'
 
 # %% ../nbs/04c_formats.ipynb #opened

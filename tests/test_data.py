@@ -285,6 +285,10 @@ def test_a_column_with_nearly_the_right_name_is_refused(own, name, meant):
     else: own.column(name, [0.5]*4)
     with pytest.raises(ValueError, match=f"m.csv: its column '{name}' is unknown; rename it to '{meant}'"): own.load()
 
+def test_milliseconds_are_not_taken_for_seconds(own):
+    own.column('duration_ms', [500]*4)
+    assert own.load().notes == ['columns that are not used: duration_ms']
+
 def test_channels_of_opposite_phase_do_not_cancel(own):
     wave = 0.1*np.random.default_rng(5).normal(size=8000)
     for right, expected in ((-wave, wave), (-0.9*wave, wave), (0.5*wave, 0.75*wave), (0*wave, 0.5*wave)):
