@@ -176,6 +176,14 @@ def run_notebook(name: str,       # '30_train'
     check_writable(output.parent) # papermill itself has failed: on a full disk?
     raise RuntimeError(f'papermill ended with exit code {code}: {last}; see {output}')
 
+# %% ../nbs/26_experiments.ipynb #missing-text
+def _refuse_missing_text(run):
+    "Say before the training that a decoder will have no text to learn from"
+    record = recorded(run)
+    left = [d for d in run.decoders if record is None or not all(is_recorded(record, s, d) for s in run.splits)]
+    missing = [f for d in left for f in getattr(d, 'extra_text', ()) if not root_path(f).is_file()]
+    if missing: raise PlanError(f'{run.name}: extra_text {missing[0]!r} of its decoders is not there')
+
 # %% ../nbs/26_experiments.ipynb #run-one-steps
 def _locks(run):
     "The lock of a run's job, and that of its trainer"
@@ -194,13 +202,6 @@ def _known(run):
     "Where the corpus of a run is, and its device"
     place = [f'data.path={json.dumps(run.config.data.path)}', f'data.cache={json.dumps(run.config.data.cache)}']
     return dict(overrides=place, device=run.config.device)
-
-def _refuse_missing_text(run):
-    "Say before the training that a decoder will have no text to learn from"
-    record = recorded(run)
-    left = [d for d in run.decoders if record is None or not all(is_recorded(record, s, d) for s in run.splits)]
-    missing = [f for d in left for f in getattr(d, 'extra_text', ()) if not root_path(f).is_file()]
-    if missing: raise PlanError(f'{run.name}: extra_text {missing[0]!r} of its decoders is not there')
 
 def _decode(run):
     "Make the decodings and arrays that a trained run's record lacks"

@@ -38,7 +38,8 @@ def _near_column(header):
     "What is wrong with a column whose name is nearly that of a column that is absent; None where there is none"
     absent = [c for c in COLUMNS if c not in header]
     for name in header:
-        near = [] if name in KNOWN or name.endswith('_ms') else difflib.get_close_matches(name.strip().lower(), absent, 1, cutoff=0.8)
+        if name in KNOWN or name.endswith('_ms'): continue
+        near = difflib.get_close_matches(name.strip().lower(), absent, 1, cutoff=0.8)
         if near: return f': its column {name!r} is unknown; rename it to {near[0]!r}, or leave it out'
 
 # %% ../nbs/04c_formats.ipynb #opened
@@ -319,7 +320,8 @@ def glosses(folder: Path, cache=None) -> pd.DataFrame:
 def _refuse_overlap(table, source):
     "Refuse parts of a recording that overlap between splits; a row without `start` is all of it"
     table = table[table.groupby('path').split.transform('nunique') > 1]
-    for path, parts in table.assign(start=table.start.fillna(0), end=table.end.fillna(np.inf)).sort_values('start').groupby('path'):
+    table = table.assign(start=table.start.fillna(0), end=table.end.fillna(np.inf)).sort_values('start')
+    for path, parts in table.groupby('path'):
         for split in parts.split.unique():
             mine = parts.split == split
             heard = parts.end.mask(mine).cummax().ffill() # until when other splits have heard it
@@ -335,7 +337,8 @@ def _cut_out(path, start, seconds, cache):
     with soundfile.SoundFile(path) as whole:
         rate, first, frames = whole.samplerate, round(start*whole.samplerate), round(seconds*whole.samplerate)
         if first == 0 and abs(frames - whole.frames) <= 0.02*rate: return str(path)
-        if not 0 <= first < min(first + frames, whole.frames) or first + frames > whole.frames + 0.1*rate: # rounded times
+        last = min(first + frames, whole.frames) # times are often rounded
+        if not 0 <= first < last or first + frames > whole.frames + 0.1*rate:
             raise ValueError(f'{path}: lasts {whole.frames/rate:.2f} s, and '
                              f'{start:.2f} to {start + seconds:.2f} s are asked for')
         file = cache/f'{stamp_key(*stamp, first, frames)}.wav'
