@@ -132,10 +132,6 @@ def data_path(data: DataConfig,
     raise ValueError(f'{" and ".join(dict.fromkeys(map(str, places)))}: no such folder or file; data.path must be {wanted}')
 
 # %% ../nbs/04_corpora.ipynb #each-row
-def _refuse_fault(row):
-    "Refuse a row whose part of a recording cannot be had"
-    if row.part_fault: raise ValueError(row.part_fault)
-
 def _each_row(manifest, make, on_error, skipped):
     "The rows for which `make(row)` works, and its values; the others raise, or go to `skipped`"
     good, values = [], []
@@ -147,6 +143,18 @@ def _each_row(manifest, make, on_error, skipped):
                                    "(or leave such utterances out: data.on_error 'skip')") from None
         else: good.append(row.Index); values.append(value)
     return manifest if len(good) == len(manifest) else manifest.loc[good].reset_index(drop=True), values
+
+# %% ../nbs/04_corpora.ipynb #usable
+def _refuse_fault(row):
+    "Refuse a row whose part of a recording cannot be had"
+    if row.part_fault: raise ValueError(row.part_fault)
+
+def _usable(table, source, keep):
+    "The rows that can be had, in our columns, and the names of the others"
+    unused = [c for c in table if c not in (*COLUMNS, 'part_fault')]
+    table = table.drop(columns=unused)
+    if 'part_fault' in table: table, _ = keep(table, _refuse_fault)
+    return check_manifest(table, source), unused
 
 # %% ../nbs/04_corpora.ipynb #row-text
 def _row_text(row, normalize):
@@ -312,11 +320,7 @@ def load_corpus(data: DataConfig,        # which corpus, where, how it is split
     source, skipped = data.path or data.corpus, []
     cache = FeatureCache(root_path(data.cache)/'features', features, data.keep_features)
     keep = lambda manifest, check: _each_row(manifest, check, data.on_error, skipped)
-    table = complete(make(data, features) if table is None else table, source)
-    unused = [c for c in table if c not in (*COLUMNS, 'part_fault')]
-    table = table.drop(columns=unused)
-    if 'part_fault' in table: table, _ = keep(table, _refuse_fault)
-    table = check_manifest(table, source)
+    table, unused = _usable(complete(make(data, features) if table is None else table, source), source, keep)
     manifest, tokenizer = _read_texts(table, text, data.transcribed, keep, tokenizer)
     manifest, exact, note = _read_files(manifest, cache, data, keep)
     check_manifest(manifest, f'{source} ({len(skipped)} utterances skipped)')
