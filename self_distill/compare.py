@@ -49,8 +49,9 @@ def systems_of(records: list # of Record, in the order in which rows should appe
     for r in records:
         if r.kind != 'benchmark': groups.setdefault((row_name(r.run), recipe(r)), []).append(r)
     several = Counter(name for name, _ in groups)
-    return [System(f'{name} ({key[:6]})' if several[name] > 1 else name if len(group) > 1 else group[0].run, group)
-            for (name, key), group in groups.items()]
+    def shown(name, key, group):
+        return group[0].run if len(group) == 1 else f'{name} ({key[:6]})' if several[name] > 1 else name
+    return [System(shown(*key, group), group) for key, group in groups.items()]
 
 # %% ../nbs/24_compare.ipynb #compare-pooled
 def _in_order(system): return sorted(system.records, key=lambda r: (r.fold or 0, r.seed))  # by fold and seed
