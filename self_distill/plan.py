@@ -9,7 +9,7 @@ __all__ = ['SET_BY_PLAN', 'PlanError', 'Part', 'BeamSearch', 'Shared', 'Row', 'G
 # %% ../nbs/25_plan.ipynb #imports
 import difflib, itertools, json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from .beam_search import WIDEST
 from .config import Config, at_most
-from .config_io import config_file, config_hash, dotted, load_config, read_config_file
+from .config_io import apply_override, config_file, config_hash, dotted, load_config, read_config_file
 from .evaluate import DEFAULTS, Beam, Greedy, SearchedBeam, check_decoder_name
 from .files import root_path
 
@@ -73,7 +73,7 @@ class Shared(Part):
 # %% ../nbs/25_plan.ipynb #plan
 class Row(Shared):
     "One recipe"
-    title: Optional[str] = None           # in figures and tables; one that begins with 'control' is drawn green
+    title: Optional[str] = None           # in figures and tables
     seed: Annotated[int, Field(ge=0)] = 0 # of the first run
     teacher: Optional[str] = None         # a row, or group.row
     same_as: Optional[str] = None         # a row, or group.row, with the same settings, whose records are used
@@ -82,7 +82,7 @@ class Group(Shared):
     "Rows that are compared with each other"
     title: str
     prefix: str                    # of the names of the runs
-    against: Optional[str] = None  # the row, or group.row, that the others are compared with; None: the first
+    against: Optional[str] = None  # the row, or group.row, of which the others are single changes, for the table of ablations
     rows: Annotated[dict[str, Row], Field(min_length=1)]
 
     @model_validator(mode='after')
@@ -181,6 +181,7 @@ class Run:
     decoders: tuple      # `Greedy()` and the beam searches of the plan
     ensemble: list | None
     frozen: str | None   # the reason for reading the test set; None: it is not read
+    shown_in: tuple = () # other groups that have it as a row that is `same_as` its own
 
     @property
     def checkpoint(self): return root_path(self.config.checkpoints.folder)/self.name/'checkpoint_best.pt'
@@ -228,14 +229,15 @@ def _identity(run):
     "What two rows share that are the same experiment: also what the hash leaves out"
     return (config_hash(run.config), run.teacher, run.config.training.initial_checkpoint, Path(run.config.data.path or '').name)
 
-def _refuse_other(plan, runs, found):
-    "A row may use the records of another one only with the same settings and teachers"
+def _shared(plan, runs, found):
+    "The runs found, where those of a row are `same_as` others: PlanError unless settings and teachers are the same"
     group, row = find_row(plan, runs[0].row, runs[0].group)
     others = [r for r in found if (r.group, r.row) == (group, row)]
     ours, theirs = ([_identity(r) for r in made] for made in (runs, others))
     if ours != theirs:
         raise PlanError(f'is not the same as {group}.{row}: config, overrides, seed, folds, runs or teacher differ; '
                         'make them equal, or remove same_as')
+    return [replace(r, shown_in=(*r.shown_in, runs[0].group)) if (r.group, r.row) == (group, row) else r for r in found]
 
 # %% ../nbs/25_plan.ipynb #order
 def _split(data): return f'fold {data.fold} of protocol folds' if data.protocol == 'folds' else f'protocol {data.protocol}'
@@ -258,22 +260,24 @@ def _teachers_first(runs):
     return order
 
 # %% ../nbs/25_plan.ipynb #load-plan
-def load_plan(path,        # YAML file; a relative path starts at the repository's root
+def load_plan(path,        # YAML file, looked for as `config_file` does
               overrides=() # dotted settings for every run, 'data.path=/my/an4'
              ) -> dict:    # name → `Run`, teachers before their students
     "The runs of a plan; PlanError where it cannot be carried out"
-    plan, found, place = read_plan(path), [], 'overrides'
+    plan, found, given, place = read_plan(path), [], {}, 'overrides'
     groups, rows = list(plan.groups), [(group, row) for group, part in plan.groups.items() for row in part.rows]
     try:
-        _refuse_set_by_plan(o.partition('=')[0].strip() for o in overrides)
+        for o in overrides: apply_override(given, o)
+        _refuse_set_by_plan(dotted(given))
         for group, row in sorted(rows, key=lambda r: plan.groups[r[0]].rows[r[1]].same_as is not None): # trained ones first
             place = f'groups.{group}.rows.{row}'
             runs = [planned_run(plan, group, row, name, overrides) for name in run_names(plan.groups[group], row)]
-            if plan.groups[group].rows[row].same_as: _refuse_other(plan, runs, found)
+            if plan.groups[group].rows[row].same_as: found = _shared(plan, runs, found)
             else: found += runs
         for group, part in plan.groups.items():
             place = f'groups.{group}'
             if part.against: _place(plan, part.against, group)
+        place = 'groups'
         if twice := [name for name, n in Counter(r.name for r in found).items() if n > 1]:
             raise PlanError(f'two rows have a run named {twice[0]}; give their groups different prefixes')
         return _teachers_first(sorted(found, key=lambda run: (groups.index(run.group), run.number)))
