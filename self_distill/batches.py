@@ -243,16 +243,10 @@ class Batch:
 
 # %% ../nbs/05_batches.ipynb #each-tensor
 @patch
-def _each(self: Batch, change):
-    "The batch with every tensor changed"
+def to(self: Batch, device):
+    "The batch with its tensors on a device"
     tensors = {f.name: getattr(self, f.name) for f in fields(self) if torch.is_tensor(getattr(self, f.name))}
-    return replace(self, **{name: change(value) for name, value in tensors.items()})
-
-# %% ../nbs/05_batches.ipynb #batch-to
-@patch
-def to(self: Batch, device): return self._each(lambda v: v.to(device, non_blocking=True))
-@patch
-def pin_memory(self: Batch): return self._each(torch.Tensor.pin_memory)
+    return replace(self, **{name: value.to(device) for name, value in tensors.items()})
 
 # %% ../nbs/05_batches.ipynb #collate
 def collate(utterances # a list of `Utterance`

@@ -281,10 +281,9 @@ def all_systems(split: str) -> list: # of lists of `System` that can be compared
 # %% ../nbs/29_cli.ipynb #compare
 def _comparison(groups, split, baseline=None, decoder=None):
     from self_distill.compare import compare, comparison_text
-    from self_distill.records import RecordError
     def text(systems):
         try: return comparison_text(compare(systems, split, baseline, decoder and tuple(decoder)))
-        except RecordError as e:
+        except ValueError as e:
             if len(groups) == 1: raise
             return f'{", ".join(s.name for s in systems)}: {e}'
     typer.echo('\n\n\n'.join(map(text, groups)))
@@ -340,7 +339,7 @@ def experiments(plan: Plan, overrides: Overrides = None, jobs: Jobs = 1,
 
 # %% ../nbs/29_cli.ipynb #figures
 @app.command()
-def figures(only: _words('artifacts by name, and results for the page; none: all') = None,
+def figures(only: _words('figures, tables and pages by name, as in thesis_figures/; none: all') = None,
             plan: Annotated[str, typer.Option(help='the plan whose records are drawn')] = 'configs/experiments/an4.yaml',
             group: Annotated[str, _option('group', 'group of the plan; empty: the first with records')] = '',
             folder: Annotated[str, typer.Option(help='where they go')] = 'thesis_figures'):
@@ -399,6 +398,7 @@ def demo(overrides: Overrides = None):
     for k, run in enumerate(runs): _demo_run(run, 2 * k + 1)
     typer.echo('\n5 of 6: comparison\n')
     _comparison([named_systems([run.name for run in runs], DEMO_RECORDS)], 'test')
+    typer.echo('\nNot trained here: a control, one model for as long as both. Without it nobody knows what the teacher was worth.')
     typer.echo('\n6 of 6: figures\n')
     make_figures(plan=_demo_plan(overrides), records=DEMO_RECORDS, folder=DEMO_FIGURES)
     typer.echo(f'\n{time.monotonic() - start:.0f} s. Records and test readings: {DEMO_RECORDS}/; figures: {DEMO_FIGURES}/; '

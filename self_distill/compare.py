@@ -132,7 +132,7 @@ def _source(path):
     return path and (row_name(Path(path).parent.name), Path(path).name)
 
 def _repeated(system):
-    "What two rows share whose difference is chance: recipe, teacher, first weights, and the name of the table"
+    "What two rows share whose difference is chance: recipe, teacher, first weights, and the file name of `data.path`"
     record = system.records[0]
     teacher, training, data = (record.config.get(part) or {} for part in ('teacher', 'training', 'data'))
     return (recipe(record), record.teacher and row_name(record.teacher.run), Path(teacher.get('checkpoint') or '').name,
@@ -214,6 +214,11 @@ def has_other_teacher(student: Record,
     return bool(named and student.teacher.weights_sha256) and student.teacher.weights_sha256 not in named
 
 # %% ../nbs/24_compare.ipynb #compare-devices
+def _data_note(systems, split):
+    "A note where runs of one fold have read other sounds or features of a split, though its texts are the same"
+    found = {(r.fold, r.fingerprint[split]) for s in systems for r in s.records if r.fingerprint}
+    if len(found) > len({fold for fold, _ in found}): yield f'The {split} sets have the same texts, but not all the same recordings or features.'
+
 def _run_notes(systems):
     "Notes on how the runs were made"
     records, devices = [r for s in systems for r in s.records], _by(systems, _processor)
@@ -235,7 +240,7 @@ def _run_notes(systems):
 def _settings_note(systems, split, decoder):
     "Settings of a decoder that differ between the runs"
     used = [d.settings for _, d in _decodes(systems, split, decoder)]
-    values = {k: sorted({str(u.get(k)) for u in used}) for k in used[0] if k not in (*LANGUAGE_MODEL, 'searched')}
+    values = {k: sorted({str(u.get(k)) for u in used}) for k in dict.fromkeys(k for u in used for k in u) if k not in (*LANGUAGE_MODEL, 'searched')}
     differing = [f'{k} {", ".join(v)}' for k, v in values.items() if len(v) > 1]
     if differing: yield f'{decoder}: settings differ between the runs: {"; ".join(differing)}.'
 
@@ -249,6 +254,7 @@ def _notes(systems, baseline, split, decoders):
     if len(systems) > 2: yield (f'{len(systems) - 1} systems are compared with {baseline.name}; '
                                 'the p values are not corrected for that number.')
     for decoder in decoders: yield from _settings_note(systems, split, decoder)
+    yield from _data_note(systems, split)
     yield from _run_notes(systems)
 
 # %% ../nbs/24_compare.ipynb #compare-comparison
@@ -284,7 +290,7 @@ def decoders_of_all(systems: list,   # of `System`
     each = [[d.decoder for d in r.decodes if (d.split, d.checkpoint) == (split, s.checkpoint)]
             for s in systems for r in s.records]
     shared = (d for d in dict.fromkeys(each[0]) if all(d in there for there in each))
-    found = tuple(sorted(shared, key='greedy'.__ne__))
+    found = tuple(sorted(shared, key=lambda name: name != 'greedy'))
     names = ', '.join(s.name for s in systems)
     if not found: raise RecordError(f'no decoder has read {split} in every run of {names}; '
                                     'evaluate them first (self-distill evaluate)')

@@ -99,6 +99,7 @@ class ModelConfig:
 
     @model_validator(mode='after')
     def _heads(self):
+        if self.options and not self.own: raise ValueError('options are for a model of your own: set own, too')
         if self.attention_heads and self.hidden_size % self.attention_heads:
             raise ValueError(f'hidden_size {self.hidden_size} must be a multiple of '
                              f'attention_heads {self.attention_heads}')

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 
 from .beam_search import BeamDecoder
+from .config_io import config_file
 from .ensemble import checkpoint_name
 from .files import file_sha256, root_path
 from .greedy import greedy_texts
@@ -52,7 +53,7 @@ def check_decoder_name(name: str):
 # %% ../nbs/23_evaluate.ipynb #language-model
 def _text_hashes(spec):
     "A hash of each extra text; None for a file that is not here"
-    return [file_sha256(path) if (path := root_path(file)).is_file() else None for file in spec.extra_text]
+    return [file_sha256(path) if (path := config_file(file)).is_file() else None for file in spec.extra_text]
 
 @contextmanager
 def _beam_search(spec, opened):
@@ -294,6 +295,7 @@ def evaluate(checkpoint,            # file, several files (an ensemble), or `Loa
              show: bool = True      # print the results
             ) -> Record:
     "Error rates of a model or an ensemble on a split: decoded, scored, printed and written into its record"
+    if split == 'test' and not why.strip(): raise ValueError('say why the test set is read: the ledger keeps the reason (why)')
     opened = open_for_evaluation(checkpoint, overrides, device, folder)
     wanted = [d for d in decoders if again or not _is_current(opened, split, d)]
     if wanted:

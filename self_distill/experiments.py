@@ -103,7 +103,8 @@ AGAIN = 'train: its weights are missing'
 def runs_left(runs: dict # of `load_plan`
              ) -> dict:  # name → what is still to be done
     "The runs that are not complete, and what must be trained again for them"
-    found = {name: left for name, run in runs.items() if (left := steps_left(run, recorded(run)))}
+    found = {name: left for name, run in runs.items() if (left := steps_left(run, recorded(run)))
+             and (left != ['figure arrays'] or has_weights(run))} # for these alone nothing is trained again
     for name, run in reversed(runs.items()): # students before their teachers
         if name not in found or has_weights(run): continue
         if recorded(run): found[name] = [AGAIN]
@@ -181,7 +182,7 @@ def _refuse_missing_text(run):
     "Say before the training that a decoder will have no text to learn from"
     record = recorded(run)
     left = [d for d in run.decoders if record is None or not all(is_recorded(record, s, d) for s in run.splits)]
-    missing = [f for d in left for f in getattr(d, 'extra_text', ()) if not root_path(f).is_file()]
+    missing = [f for d in left for f in getattr(d, 'extra_text', ()) if not config_file(f).is_file()]
     if missing: raise PlanError(f'{run.name}: extra_text {missing[0]!r} of its decoders is not there')
 
 # %% ../nbs/26_experiments.ipynb #run-one-steps

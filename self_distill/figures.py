@@ -62,7 +62,7 @@ class MissingRecords(RecordError):
 class Results:
     "Records of a plan's rows, and which of them were used"
     def __init__(self,
-                 plan=PLAN, # YAML file; a relative path starts at the repository's root; None: benchmarks alone
+                 plan=PLAN, # YAML file, looked for as `config_file` does; None: benchmarks alone
                  folder='results', # of records
                  group: str = ''   # of the plan; empty: `choose` takes one
                 ):
@@ -90,7 +90,8 @@ def missing(self: Results, group: str, row: str) -> list: # names of runs
 def _refuse(self: Results, runs):
     "Say which records are missing and which command makes them"
     shown = ', '.join(runs[:3]) + (f' and {len(runs) - 3} more' if len(runs) > 3 else '')
-    raise MissingRecords(f'no record yet of {shown}; `self-distill experiments {self.path}` makes them')
+    here = root_path(self.folder) == root_path('results') # where `experiments` writes
+    raise MissingRecords(f'no record yet of {shown}' + (f'; `self-distill experiments {self.path}` makes them' if here else ''))
 
 # %% ../nbs/27_figures.ipynb #lacking
 @patch
@@ -99,7 +100,7 @@ def refuse_lacking(self: Results, runs: list, # names; none: nothing is refused
                   ):
     "MissingRecords for runs whose records lack something that the plan adds to them"
     command = f'`self-distill experiments {self.path}`'
-    if runs: raise MissingRecords(f'{", ".join(runs)}: no {what} in the record yet; {command} adds them')
+    if runs: raise MissingRecords(f'{", ".join(runs)}: no {what} in the record yet; {command} adds them, where the checkpoints are')
 
 # %% ../nbs/27_figures.ipynb #choose
 @patch
@@ -123,6 +124,7 @@ def record(self: Results, run: str # its name
     if run not in self.used:
         path = record_path(run, self.folder)
         record, planned = read_record(path), self.planned(run)
+        if planned and record.kind == 'decoding': self._refuse([run]) # evaluated before the end of its training
         if planned: refuse_other(record, planned, path)
         self.used[run] = record, hashlib.sha256(path.read_bytes()).hexdigest()
     return self.used[run][0]

@@ -60,7 +60,7 @@ def store(file: Path, array):
 def _table(file, dtype):
     "A table as it is kept; an empty one where there is none, or it is damaged"
     try: table = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError): return np.zeros(0, dtype)
+    except Exception: return np.zeros(0, dtype) # NumPy raises many kinds for a damaged header
     return table if isinstance(table, np.ndarray) and table.dtype == dtype else np.zeros(0, dtype)
 
 def _positions(table, keys):

@@ -19,7 +19,7 @@ import self_distill
 def _is_root(folder):
     "Whether `folder` holds this project's `settings.ini`"
     settings = folder/'settings.ini'
-    return settings.is_file() and 'lib_name = self_distill' in settings.read_text(encoding='utf-8')
+    return settings.is_file() and b'lib_name = self_distill' in settings.read_bytes()
 
 # %% ../nbs/00_files.ipynb #find-root
 def find_root() -> Path: # the repository's root

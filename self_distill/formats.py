@@ -243,9 +243,8 @@ def _kaldi(folder):
     rows = []
     for u, line in parts.items():
         recording, seconds = _part(line, segments) if segments.is_file() else (line, {})
-        if u not in texts or recording not in files:
-            raise ValueError(f'{folder}: no {"text" if u not in texts else "recording"} of {u!r}')
-        rows.append(dict(id=u, path=located(_scp_file(files[recording], folder/'wav.scp'), folder), text=texts[u],
+        if recording not in files: raise ValueError(f'{folder}: no recording of {u!r}')
+        rows.append(dict(id=u, path=located(_scp_file(files[recording], folder/'wav.scp'), folder), text=texts.get(u, ''),
                          speaker=speakers.get(u, '')) | seconds)
     return pd.DataFrame(rows)
 

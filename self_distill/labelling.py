@@ -28,7 +28,8 @@ def pseudo_label(checkpoint: str,          # the teacher's file
     log_probs = compute_log_probs(opened.loaded, silent, 'train', cache=opened.data.cache)
     with decoder.open(opened) as (transcribe, settings): labels = dict(zip(log_probs.ids, transcribe(log_probs.log_probs)))
     path = write_labels(checkpoint, opened.loaded.weights_sha256, silent, labels, settings)
-    print(f'{len(labels)} transcripts are written ({settings_text(settings) if settings else "greedy"}): {path}')
+    print(f'{len(labels)} transcripts are written ({settings_text(settings) if settings else "greedy"}): {path}\n'
+          f'Next: self-distill train --config configs/few_transcripts.yaml teacher.checkpoint={checkpoint} …')
     return labels
 
 # %% ../nbs/23e_labelling.ipynb #labels-of

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from .config import Config
+from .config_io import config_file
 from .corpora import Corpus
 from .files import find_root, opened, root_path
 from .ngrams import estimate_arpa, load_language_model, out_of_vocabulary_rate, perplexity, read_unigrams
@@ -49,7 +50,7 @@ def training_sentences(corpus: Corpus,
                        extra_text=()   # text files, one sentence a line
                       ) -> list:       # of str
     "The only text a language model is estimated from: the training split, and the sentences of the files"
-    more = [s for file in extra_text for s in _normalized(root_path(file), corpus, config)]
+    more = [s for file in extra_text for s in _normalized(config_file(file), corpus, config)]
     return [*filter(None, corpus.rows('train').text), *more]
 
 # %% ../nbs/19a_language_model.ipynb #language-model-path

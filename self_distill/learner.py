@@ -61,6 +61,7 @@ class Learner:
         self.updates = self.updates_per_epoch * t.epochs
         self.average = averaged_model(self.model, t.ema_window * self.updates_per_epoch) if t.ema_window else None
         self.teacher = load_teacher(config, self.corpus, self.statistics, self.device)
+        if self.teacher: self.data = joined_data(self.data, self.teacher.payload.get('data'))
         self.objective = Objective(config, self.model, self.teaching).to(self.device)
         self.parameters = [*self.model.parameters(), *self.objective.parameters()]
         self.optimizer = torch.optim.AdamW(self.parameters, t.optimizer.learning_rate,
@@ -122,6 +123,8 @@ def _load_data(self: Learner):
         raise ValueError('the second of two views (consistency.weight) has another voice (augmentation.warp) '
                          'than a teacher hears: set one of the two to 0, or train without a teacher')
     self.corpus = load_corpus(c.data, c.text, c.features)
+    if c.augmentation.warp and c.features.kind == 'precomputed':
+        raise ValueError('augmentation.warp needs log-mel or MFCC features: of precomputed ones it is not known what they are')
     if c.teacher.pseudo_labels: self.corpus = with_labels(self.corpus, read_labels(c.teacher.checkpoint, self.corpus))
     self.tokenizer, self.data = self.corpus.tokenizer, training_data(self.corpus)
     self.statistics = self.corpus.statistics() if c.features.normalization == 'corpus' else None

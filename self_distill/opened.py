@@ -263,7 +263,7 @@ def _cache_file(loaded, features, ids, cache):
 def _read_cache(file, shape):
     "The array of a cache file; None where it is missing, damaged or of another shape"
     try: found = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError): return None
+    except Exception: return None
     return found if found.shape == shape and found.dtype == np.float32 and np.isfinite(found).all() else None
 
 # %% ../nbs/22a_opened.ipynb #still-so

@@ -54,16 +54,17 @@ class StoredTeacher(nn.Module):
 
     def answer(self, batch) -> ModelOutput: # to a `Batch`
         "What is stored of its utterances"
-        arrays = [self._read(id) for id in batch.ids]
+        arrays = [self._read(id, n) for id, n in zip(batch.ids, output_frames(batch.lengths).tolist())]
         padded = nn.utils.rnn.pad_sequence(arrays, batch_first=True).to(batch.clean.device)
-        short = [id for id, x, n in zip(batch.ids, arrays, output_frames(batch.lengths).tolist()) if len(x) != n]
-        if short: raise ValueError(f'teacher.log_probs: {self.folder/short[0]}.npy has another number of frames than '
-                                   'its utterance gives (one for four of input); compute it from the same audio')
         return checked_answer(padded, batch.lengths, self.vocabulary_size)
 
-    def _read(self, id):
-        try: return torch.from_numpy(np.load(self.folder/f'{id}.npy').astype(np.float32))
-        except (OSError, ValueError) as e: raise ValueError(f'teacher.log_probs: {self.folder/id}.npy: {e}') from None
+    def _read(self, id, frames):
+        file, wanted = self.folder/f'{id}.npy', (frames, self.vocabulary_size)
+        try: x = np.load(file).astype(np.float32)
+        except Exception as e: raise ValueError(f'teacher.log_probs: {file}: {e}') from None # a damaged header: many kinds
+        if x.shape == wanted: return torch.from_numpy(x)
+        raise ValueError(f'teacher.log_probs: {file} has shape {x.shape}; {wanted} is needed: output frames (one for four '
+                         'of input) of the same audio, and tokens with blank first')
 
 # %% ../nbs/15a_own_teacher.ipynb #foreign-teacher
 def foreign_teacher(config: TeacherConfig,

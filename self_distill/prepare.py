@@ -101,17 +101,18 @@ def _range(name, values):
     return f'{name}: {low:.3g} to {high:.3g}, median {middle:.3g}'
 
 def pace(corpus: Corpus) -> pd.Series: # by utterance, slowest first
-    "Characters a second"
-    m = corpus.manifest
+    "Characters a second of those that have a transcript"
+    m = corpus.manifest[corpus.manifest.text != '']
     return pd.Series((m.text.str.len()/m.duration).to_numpy(), m.id).sort_values()
 
 def speech_lines(corpus: Corpus) -> list: # of str
     "Lengths, pace, sample rates"
-    m, speed = corpus.manifest, pace(corpus)
+    m, speed, train = corpus.manifest, pace(corpus), corpus.rows('train').text
+    silent = [f'transcripts: {(train != "").sum()} of {len(train)} training utterances have one'] if (train == '').any() else []
     ends = ', '.join(f'{i} ({v:.1f})' for part in (speed[:3], speed[:-4:-1]) for i, v in part.items())
     rates = Counter(f'{rate:.0f} Hz' for _, rate in map(audio_header, m.path) if rate == rate)
     kinds = Counter(Path(p).suffix for p in m.path)
-    return [_range('seconds', m.duration), _range('words', m.text.str.split().str.len()),
+    return [_range('seconds', m.duration), _range('words', m.text[m.text != ''].str.split().str.len()), *silent,
             f'{_range("characters a second", speed)}; listen to the slowest and fastest: {ends}',
             'files: ' + ', '.join(f'{n} {k}' for part in (kinds, rates) for k, n in part.most_common())]
 

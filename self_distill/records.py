@@ -207,7 +207,7 @@ def _twice(values):
 def _follows(record):
     "Whether config hash and seed are those of the config"
     try: return (config_hash(record.config), record.config['seed']) == (record.config_hash, record.seed)
-    except (KeyError, TypeError): return False
+    except (KeyError, TypeError, AttributeError): return False # edited by hand
 
 def _checked(record):
     "The record, if its parts agree with each other"

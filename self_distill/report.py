@@ -7,14 +7,14 @@ __all__ = ['RATE', 'short_names', 'columns_of', 'gains', 'aligned_utterances', '
            'posteriors_of', 'media_of', 'page_html', 'page_of', 'report']
 
 # %% ../nbs/24a_report.ipynb #report-imports
-import base64, io, json, os
+import base64, io, json, os, warnings
 from pathlib import Path
 
 import numpy as np, soundfile, torch
 from matplotlib.image import imsave
 
 import self_distill
-from .checkpoint import load_model
+from .checkpoint import CheckpointError, load_model
 from .compare import compare, pooled_counts
 from .config_io import build_config
 from .corpora import Corpus, load_corpus
@@ -146,12 +146,14 @@ def _recorded_posteriors(record, checkpoint):
     held = {k.removeprefix('posterior/'): a.numpy() for k, a in record.arrays.items() if k.startswith('posterior/')}
     return held, record.arrays['posterior_tokens'].values if held else []
 
-def _checkpoint_of(record, checkpoint):
-    "The file of a recorded checkpoint; None where it is not here"
+def _model_of(record, checkpoint):
+    "A recorded checkpoint, loaded; None where it is not here, or damaged"
     config = build_config(record.config, record.run)
     runs = config.run, config.run.rpartition('_on_')[0] # a decoding of another corpus is named after both
     files = [root_path(config.checkpoints.folder)/run/f'checkpoint_{checkpoint}.pt' for run in runs if run]
-    return next(filter(Path.is_file, files), None)
+    file = next(filter(Path.is_file, files), None)
+    try: return file and load_model(file)
+    except CheckpointError as e: warnings.warn(f'{e}; the page is made without this model')
 
 def posteriors_of(record: Record,
                   checkpoint: str,       # 'best', 'epoch_070', …
@@ -159,9 +161,9 @@ def posteriors_of(record: Record,
                   corpus: Corpus | None  # None: not readable here
                  ) -> tuple:             # utterance → (T', V) probabilities, and tokens
     "Posteriors of a run, from its checkpoint where it is here, or from the record"
-    file = _checkpoint_of(record, checkpoint)
-    if corpus is None or file is None: return _recorded_posteriors(record, checkpoint)
-    loaded, decode = load_model(file), next(d for d in record.decodes if (d.split, d.checkpoint) == (split, checkpoint))
+    loaded = corpus and _model_of(record, checkpoint)
+    if not loaded: return _recorded_posteriors(record, checkpoint)
+    decode = next(d for d in record.decodes if (d.split, d.checkpoint) == (split, checkpoint))
     if loaded.weights_sha256 != decode.weights_sha256: return _recorded_posteriors(record, checkpoint)
     found = compute_log_probs(loaded, corpus, split, cache=loaded.config.data.cache)
     return {i: np.exp(x) for i, x in zip(found.ids, found.log_probs)}, loaded.tokenizer.tokens
@@ -171,8 +173,8 @@ def _open(record, checkpoint, overrides, opened):
     "The corpus of a record, opened once, with the tokens of its model where that is here"
     config = build_config(record.config, record.run)
     data = data_settings(config, overrides)
-    file = _checkpoint_of(record, checkpoint)
-    tokenizer = load_model(file).tokenizer if file else None
+    loaded = _model_of(record, checkpoint)
+    tokenizer = loaded and loaded.tokenizer
     key = repr((data, config.text, config.features, tokenizer))
     if key not in opened: opened[key] = load_corpus(data, config.text, config.features, tokenizer)
     return opened[key]

@@ -93,7 +93,7 @@ def teacher_output(teacher: torch.nn.Module | None, # in eval mode
 
 # %% ../nbs/16_teacher.ipynb #teacher-wer
 def teacher_wer(teacher: LoadedModel | None) -> float | None:
-    "The dev WER of a teacher's weights, percent"
+    "The dev WER of a teacher's weights, percent; None where it is not known"
     return teacher and teacher.payload.get('val_wer', teacher.payload['best_val_wer'])
 
 # %% ../nbs/16_teacher.ipynb #teacher-entry

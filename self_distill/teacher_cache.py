@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from .batches import UtteranceDataset, collate, output_frames, paces
 from .checkpoint import LoadedModel, weights_hash
+from .feature_cache import CACHE_FORMAT
 from .files import atomic_write, locked
 from .model import ModelOutput
 from .objective import layers_and_width
@@ -104,7 +105,7 @@ def _key(teacher, layers, precision, data, content):
     return weights_hash(dict(
         weights=teacher.weights_sha256, model=teacher.payload['model_settings'], layers=layers, precision=precision,
         content=content, ids=list(data.rows.id), features=asdict(data.features), statistics=statistics,
-        paces=paces(data.augment)))[:32]
+        paces=paces(data.augment), format=CACHE_FORMAT))[:32]
 
 # %% ../nbs/16a_teacher_cache.ipynb #opened
 def _opened(file, data, ask, widths, layers):

@@ -7,7 +7,7 @@ __all__ = ['POSITION', 'PARTS', 'MAY_CHANGE', 'TrainingStopped', 'Trainer', 'cha
 
 # %% ../nbs/17a_trainer.ipynb #imports
 import math, os, sys, time
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from itertools import islice
 
@@ -23,6 +23,7 @@ from .files import root_path, writing
 from .learner import Learner, TrainingError, loader
 from .model import count_parameters
 from .processes import any_process, process_0_first, rank, share, share_weight, wait
+from .pseudo_labels import unused_labels
 from .schedule import temperature_at
 from .signals import held_signals, stop_requests
 from .teacher import teacher_entry, teacher_precision, teacher_sentences, teacher_wer
@@ -89,7 +90,7 @@ def _log_update(self: Trainer, numbers, T):
 @patch
 def _payload(self: Trainer) -> dict:
     "Everything that is needed to use the model"
-    wer = self.history[-1]['wer'] if self.history else math.inf
+    wer = self.history[-1]['wer'] if self.history and not self.window else None # None: not measured of these weights
     payload = dict(model=self.validated.state_dict(), model_settings=self.model.settings,
                    tokenizer=self.tokenizer.to_dict(), config=config_dict(self.config),
                    epoch=self.epoch, best_val_wer=self.best, val_wer=wer, data=self.data,
@@ -124,6 +125,7 @@ def _restore(self: Trainer, payload):
     for k in POSITION: setattr(self, k, state[k])
     self.first_call = state['first_call']
     self.begun = self.first_call['begun']
+    self.data |= {k: payload['data'][k] for k in ('speakers', 'sounds')} # also of files that were replaced meanwhile
     torch.set_rng_state(state['random'])
     on_gpu = self.device.type == 'cuda' and 'cuda_random' in state
     if on_gpu: torch.cuda.set_rng_state(state['cuda_random'], self.device)
@@ -234,9 +236,14 @@ def locked(self: Trainer):
     if rank(): return (yield)
     with writing(self.folder):
         self.folder.mkdir(parents=True, exist_ok=True)
-        try: held = FileLock(self.folder/'.lock').acquire(timeout=0)
+        log = root_path('logs')/self.config.run # a run of this name may keep its checkpoints elsewhere
+        log.mkdir(parents=True, exist_ok=True)
+        held = ExitStack()
+        try:
+            for place in (self.folder, log): held.enter_context(FileLock(place/'.lock').acquire(timeout=0))
         except Timeout:
-            raise TrainingError(f'{self.folder}: another process is training this run; wait for it, '
+            held.close()
+            raise TrainingError(f'{place}: another process is training this run; wait for it, '
                                 'or give this one another name (run=…)') from None
     with held:
         remove_unfinished(self.folder)
@@ -253,7 +260,7 @@ def _introduce(self: Trainer, resumed):
                  f'{t.epochs} epochs of {self.updates_per_epoch} updates, {self.device}, {t.precision}, '
                  f'seed {c.seed}{done}')
     for text in data_sentences(self.corpus, self.train_set, self.dev_set): self.log.say(text)
-    for text in [*filter(None, [self.begun]), *teacher_sentences(self.teacher, c)]: self.log.say(text)
+    for text in [*filter(None, [self.begun]), *teacher_sentences(self.teacher, c), *unused_labels(c, self.corpus)]: self.log.say(text)
 
 # %% ../nbs/17a_trainer.ipynb #store-answers
 @patch

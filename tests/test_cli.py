@@ -205,6 +205,8 @@ def test_export(say, root, refuses, monkeypatch):
     (('compare', 'pictures@epoch_099'), 'epoch_099'),
     (('compare', 'pictures', '--split', 'train'), 'no decoder has read train'),
     (('report', 'nobody'), 'no such record'),
+    (('figures', 'losses'), 'no artifact is called losses'),
+    (('experiments', 'configs/experiments/demo.yaml', '--group', 'mian'), "no group 'mian'"),
     (('report', 'pictures', '--split', 'train'), 'no decoder has read train'),
     (('report', 'pictures', 'data.path=nowhere.csv'), 'nowhere.csv'),
     (('report', 'data.path=pictures.csv'), 'name a run'),
@@ -227,17 +229,6 @@ def test_other_weights_are_not_decoded_into_the_record_of_a_training(refuses, ro
     said = refuses('evaluate-beam', '--checkpoint', 'models/again/checkpoint_best.pt', '--workers', 1)
     assert 'pictures: its record is of other weights than' in said and 'move results/pictures.json away' in said
     assert (root/'results/pictures.json').read_bytes() == before
-
-def test_a_damaged_checkpoint(refuses, root):
-    path = root/'models/damaged/checkpoint_best.pt'
-    path.parent.mkdir()
-    path.write_bytes((root/BEST).read_bytes()[:5000])
-    assert 'damaged' in refuses('evaluate', '--checkpoint', path)
-
-def test_wrong_usage_is_exit_code_2(say):
-    for words in (('evaluate',), ('evaluate', '--checkpint', BEST), ('evaluate-beam', '--checkpoint', BEST, '--beam_width', '0'), ('evalute',)):
-        code, out, err = say(*words)
-        assert code == 2 and 'Error: ' in err and 'Traceback' not in err
 
 # as a process, from another folder
 

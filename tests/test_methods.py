@@ -1,16 +1,19 @@
 "The methods within a run: they end as they would have without a stop, and leave other runs what they were."
 
-import pandas as pd, pytest, torch
+import numpy as np, pandas as pd, pytest, torch
 from conftest import ROOT
 from self_distill.pictures import picture_config, write_pictures
 from test_torture import TRAINING, settings
 
 from self_distill import trainer
+from self_distill.batches import output_frames
 from self_distill.checkpoint import load_checkpoint
 from self_distill.config import Config
 from self_distill.config_io import ConfigError, build_config, config_dict, config_hash
 from self_distill.corpora import load_corpus
+from self_distill.evaluate import evaluate
 from self_distill.language_model import training_sentences
+from self_distill.learner import TrainingError
 from self_distill.records import read_record
 from self_distill.trainer import Trainer
 from self_distill.training import train
@@ -27,11 +30,28 @@ def root(tmp_path, monkeypatch):
     monkeypatch.setenv('SELF_DISTILL_ROOT', str(tmp_path))
     return tmp_path
 
-def short(cache, run, method, **more): return settings(run, cache, training=TRAINING | dict(epochs=2), **method, **more)
+def short(cache, run, method, **more): return settings(run, cache, **dict(training=TRAINING | dict(epochs=2)) | method | more)
 
-def test_a_stopped_run_ends_as_an_undisturbed_one(shared_cache, monkeypatch):
+def every_method(cache):
     every = {section: part for method in METHODS.values() for section, part in method.items()}
-    every['augmentation'] = every['augmentation'] | dict(warp=0.) # not beside two views and a teacher
+    return every | dict(augmentation=every['augmentation'] | dict(warp=0.)) # not beside two views and a teacher
+
+def begun_elsewhere(cache):
+    "From another run's weights, without averaging, in batches by frames, with normalization by corpus"
+    features = dict(features=dict(normalization='corpus'))
+    train(short(cache, 'first', features))
+    return features | dict(training=TRAINING | dict(epochs=2, ema_window=0, batch_frames=1500, initial_checkpoint='models/first/checkpoint_best.pt'))
+
+def stored_answers(cache):
+    "Taught by log-probabilities in a folder"
+    trainer.root_path('answers').mkdir()
+    data, rng = Trainer(short(cache, 'none', {})).train_set, np.random.default_rng(0)
+    for id, length in zip(data.rows.id, data.lengths): np.save(trainer.root_path(f'answers/{id}.npy'), rng.normal(size=(output_frames(length), 29)))
+    return dict(teacher=dict(log_probs='answers'), loss_weights=dict(alpha=0.5, beta=0.5, gamma=0.))
+
+@pytest.mark.parametrize('what', [every_method, begun_elsewhere, stored_answers])
+def test_a_stopped_run_ends_as_an_undisturbed_one(what, shared_cache, monkeypatch):
+    every = what(shared_cache)
     train(short(shared_cache, 'whole', every))
     steps, step = [], Trainer.train_step
     def stopping(self, window, T):
@@ -42,10 +62,18 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(shared_cache, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, 'train_step', stopping)
         with pytest.raises(KeyboardInterrupt): train(config)
-    train(config)
+    record = train(config)
     whole, stopped = (load_checkpoint(trainer.root_path(f'models/{run}/checkpoint_last.pt')) for run in ('whole', 'stopped'))
     for key, value in whole['model'].items(): assert torch.equal(value, stopped['model'][key]), key
     assert [h['wer'] for h in whole['training']['history']] == [h['wer'] for h in stopped['training']['history']]
+    again = evaluate('models/stopped/checkpoint_best.pt', 'dev', folder='elsewhere', show=False)
+    assert again.decodes[0].hypotheses == record.decodes[0].hypotheses
+    if what is begun_elsewhere: assert any(note.startswith('Started from first') for note in record.notes)
+    if what is not stored_answers: return
+    assert record.teacher.run == 'answers'
+    file = trainer.root_path('answers/train-0000.npy')
+    np.save(file, np.load(file) + 1)
+    with pytest.raises(TrainingError, match='taught by another teacher'): train(config)
 
 @pytest.mark.parametrize('name', METHODS)
 def test_a_method_is_another_experiment_and_its_absence_is_not(name):

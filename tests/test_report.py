@@ -6,7 +6,7 @@ from browser import CHROMIUM, Page
 from conftest import ROOT
 
 from self_distill.compare import System, systems_of
-from self_distill.config import Config
+from self_distill.config import Config, DataConfig
 from self_distill.records import Utterance, add_decode, find_decode, make_decode, new_record, read_record
 from self_distill.report import page_html, page_of, picture, report, sound, telling, track
 
@@ -17,7 +17,7 @@ HEARD = dict(first=['open door', 'clothes a window', 'yes', 'no no'], second=['o
 
 def invented(run, texts, **more):
     "A record with a greedy decoding of dev"
-    record = new_record('decoding', Config(run=run, **more), parameters=1)
+    record = new_record('decoding', Config(run=run, data=DataConfig(corpus='manifest', path='nowhere.csv'), **more), parameters=1)
     return add_decode(record, make_decode('dev', 'greedy', SPOKEN, texts), SPOKEN)
 
 def two(): return [System(name, [invented(name, texts)]) for name, texts in HEARD.items()]

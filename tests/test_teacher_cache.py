@@ -50,7 +50,7 @@ def test_losses_are_those_of_a_teacher_that_is_asked(root):
     cached = student('cached')
     cached.fit()
     assert online.train_set.answers is None and cached.train_set.answers and len(files(root)) == 2
-    assert losses(online).shape[1] == 7 and not np.array_equal(losses(online), losses(cached))
+    assert losses(online).shape[1] == 7
     np.testing.assert_allclose(losses(cached), losses(online), rtol=1e-3)
 
 @pytest.mark.parametrize('workers, again', [(0, False), (2, True)], ids=['answers kept', 'answers lost'])

@@ -47,7 +47,7 @@ def test_the_text_alone_decides():
     assert subword([*reversed(texts), ''], 60) == tokenizer                     # untranscribed utterances are empty
     assert subword(texts[1:], 60) != tokenizer and subword(texts, 61) != tokenizer
 
-def test_other_tokens_keep_their_hash():
+def test_other_tokens_are_another_experiment():
     hashes = {config_hash(Config(text=TextConfig(**t))) for t in ({}, dict(tokenizer='word'), dict(tokenizer='subword'), dict(tokenizer='subword', vocabulary=100))}
     assert len(hashes) == 4
 

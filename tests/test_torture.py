@@ -7,6 +7,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, psutil, pytest, torch
 from conftest import ROOT, environment
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from self_distill import evaluate, learner, training
 from self_distill.checkpoint import load_checkpoint, save_checkpoint
@@ -206,11 +207,27 @@ def train_until(spawn, root, config, kill):
     assert lost <= UPDATES, f'{kill} cost {lost} updates, more than an epoch'
     return process.exitcode
 
+def assert_curves_are_the_log(root):
+    "TensorBoard shows every number of metrics.jsonl once, the weighted losses and their sum among them"
+    curves = EventAccumulator(str(root/'logs/student'), size_guidance=dict(scalars=0)).Reload()
+    shown = {tag: [(e.step, e.value) for e in curves.Scalars(tag)] for tag in curves.Tags()['scalars']}
+    written = {}
+    for line in logged(root):
+        for tag, value in line.items():
+            if '/' in tag: written.setdefault(tag, []).append((line['update'], pytest.approx(value, rel=1e-6)))
+    assert shown == written and {'val/wer', 'val/cer', 'val/loss', 'train/temperature', 'train/learning_rate'} <= set(shown)
+    losses = [f'train/loss_components/{name}_loss' for name in ('distillation', 'hard_ctc', 'feature_matching')]
+    parts = [shown[f'{tag}_weighted'] for tag in losses]
+    for tag, weight, part in zip(losses, (0.7, 0.2, 0.1), parts):
+        assert [v for _, v in part] == pytest.approx([weight * v for _, v in shown[tag]], rel=1e-5)
+    assert [v for _, v in shown['train/loss']] == pytest.approx([sum(v for _, v in row) for row in zip(*parts)], rel=1e-5)
+
 def test_killed_runs_end_as_if_nothing_had_happened(spawn, root, undisturbed, shared_cache):
     for kill in [('step', 9), ('half_a_checkpoint', 2), ('before_the_second_name', 1), ('validation', 2)]:
         assert train_until(spawn, root, student(shared_cache), kill) == -signal.SIGKILL
     finish(spawn(root, student(shared_cache)), root)
     assert_equal_runs(root, undisturbed[0])
+    assert_curves_are_the_log(root)
 
 @pytest.mark.torture
 @pytest.mark.timeout(3600)

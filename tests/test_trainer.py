@@ -61,6 +61,29 @@ def test_every_utterance_is_in_one_update_an_epoch(batch, steps, shared_cache, m
         assert windows == expected and len(windows) == run.updates_per_epoch == run.update
     run.log.close()
 
+def test_an_update_is_the_same_in_one_batch_or_several(shared_cache):
+    "A loss is divided by the frames of the whole update, and its gradient clipped"
+    def updated(*window):
+        run = Trainer(short(shared_cache, gradient_clip=0.5))
+        run.model.eval() # no dropout, and no batch norm over batches
+        numbers = run.train_step([*loader(run.train_set, window)], 4.)
+        moments = torch.cat([run.optimizer.state[p]['exp_avg'].flatten() for p in run.parameters])
+        return numbers['hard_ctc_loss'], numbers['gradient_norm'], float(moments.norm())
+    whole = updated([*range(12)])
+    assert updated([*range(3)], [*range(3, 12)]) == pytest.approx(whole, rel=1e-4)
+    assert whole[1] > 0.5 and whole[2] == pytest.approx(0.1 * 0.5, rel=1e-3) # Adam's first moment is a tenth of the gradient
+
+def test_the_earliest_of_equal_epochs_is_the_best(shared_cache, root):
+    run = Trainer(short(shared_cache))
+    run.validate = lambda: dict(wer=50., cer=1., loss=1.)
+    run.fit()
+    assert (run.epoch, load_checkpoint(root/BEST)['epoch']) == (2, 1)
+
+def test_without_memory_the_remedy_is_told(shared_cache, monkeypatch):
+    def full(*_): raise torch.OutOfMemoryError('tried to allocate 2 GiB')
+    monkeypatch.setattr(Trainer, 'train_step', full)
+    with pytest.raises(TrainingError, match='2 GiB. Remedy: halve training.batch_size'): train(short(shared_cache))
+
 # numbers
 
 def poisoned(run, make=lambda x: x*math.nan, ids=None):
@@ -125,7 +148,8 @@ def rewrite(path, **changes): save_checkpoint(load_checkpoint(path) | changes, p
 
 def test_a_resumed_run_accepts_another_device_cache_or_number_of_processes(copy, shared_cache, tmp_path_factory):
     config = short(shared_cache, workers=1, gradient_norms_every=0)
-    config.threads, config.monitoring.max_bad_steps = 2, 7
+    config.threads, config.monitoring.max_bad_steps, config.device, config.checkpoints.every = 2, 7, 'cpu', 1
+    config.data.cache, config.teacher.cache = str(tmp_path_factory.mktemp('cache')), 0
     assert Trainer(config).resume()
     torch.set_num_threads(1)
 
@@ -328,3 +352,5 @@ def test_a_teacher_that_was_trained_on_the_test_set_is_refused(tmp_path, monkeyp
                               feature_matching=dict(teacher_layers=[0], student_layers=[0]), training=dict(epochs=1))
     with pytest.raises(CheckpointError, match='has heard .* test utterances'): train(student())
     assert train(student(allow_leaks=True)).config['data']['allow_leaks'] is True
+    record = evaluate('models/student/checkpoint_best.pt', 'test', show=False) # it has heard what its teacher has
+    assert any('the model has heard' in note for note in record.notes)

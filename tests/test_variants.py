@@ -77,13 +77,13 @@ def test_attention_is_trained_saved_and_taught(root):
     student = open_model('models/attentive/checkpoint_best.pt')
     assert student.config.model.attention_heads == student.model.settings['attention_heads'] == 4
     assert student.payload['teacher']['checkpoint'] == BEST
-    fresh = build_model(student.config.model, student.model.settings['input_size'], len(student.tokenizer))
     torch.manual_seed(student.config.seed)
+    fresh = build_model(student.config.model, student.model.settings['input_size'], len(student.tokenizer))
     moved = {k for k, v in student.model.state_dict().items() if k.startswith('attention') and not torch.equal(v, fresh.state_dict()[k])}
     assert 'attention.attention.in_proj_weight' in moved
     train(student.config)                                                             # finished: found, not refused
 
-def test_a_checkpoint_from_before_attention_loads_and_resumes(root):
+def test_a_checkpoint_from_before_attention_loads(root):
     payload = load_checkpoint('models/pictures/checkpoint_last.pt')
     assert 'attention_heads' not in payload['config']['model'] and 'attention_heads' not in payload['model_settings']
     assert open_model(BEST).model.attention is None
