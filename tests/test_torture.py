@@ -210,7 +210,7 @@ def train_until(spawn, root, config, kill):
 def assert_curves_are_the_log(root):
     "TensorBoard shows every number of metrics.jsonl once, the weighted losses and their sum among them"
     curves = EventAccumulator(str(root/'logs/student'), size_guidance=dict(scalars=0)).Reload()
-    shown = {tag: [(e.step, e.value) for e in curves.Scalars(tag)] for tag in curves.Tags()['scalars']}
+    shown = {tag: [(e.step, e.value) for e in curves.Scalars(tag)] for tag in curves.Tags()['scalars'] if '/' in tag}
     written = {}
     for line in logged(root):
         for tag, value in line.items():
