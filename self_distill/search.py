@@ -64,9 +64,8 @@ def _panel(axes, rates, low, high):
     for (row, column), rate in zip(itertools.product(*map(range, rates.shape)), rates.to_numpy().ravel()):
         color = 'white' if rate > (low + high) / 2 else 'black'
         axes.text(column, row, f'{rate:.1f}', ha='center', va='center', fontsize=7, color=color)
-    axes.set(xlabel='lm_weight', xticks=range(rates.shape[1]), xticklabels=rates.columns,
+    axes.set(xticks=range(rates.shape[1]), xticklabels=rates.columns,
              yticks=range(rates.shape[0]), yticklabels=rates.index)
-    axes.tick_params(axis='x', labelrotation=90)
     return image
 
 # %% ../nbs/21_search.ipynb #frame
@@ -82,13 +81,13 @@ def plot_search(table: pd.DataFrame # of `search_beam_settings`
     "Word error rate over lm_weight and word_bonus, a panel for each beam width, the chosen point framed"
     import matplotlib.pyplot as plt
     widths, chosen = sorted(table.beam_width.unique()), choose(table)
-    figure, panels = plt.subplots(1, len(widths), figsize=(1 + 2.3 * len(widths), 2.6), sharey=True, squeeze=False,
+    figure, panels = plt.subplots(len(widths), figsize=(5.8, 0.6 + 1.2 * len(widths)), sharex=True, squeeze=False,
                                   layout='constrained')
-    for axes, width in zip(panels[0], widths):
+    for axes, width in zip(panels[:, 0], widths):
         rates = table[table.beam_width == width].pivot(index='word_bonus', columns='lm_weight', values='wer')
         image = _panel(axes, rates, table.wer.min(), table.wer.max())
-        axes.set_title(f'width {width:g}')
+        axes.set(title=f'width {width:g}', ylabel='word_bonus')
         if width == chosen['beam_width']: _frame(axes, rates, chosen)
-    panels[0, 0].set_ylabel('word_bonus')
-    figure.colorbar(image, ax=panels[0], label='dev WER (%)')
+    axes.set_xlabel('lm_weight')
+    figure.colorbar(image, ax=panels, label='dev WER (%)')
     return figure
