@@ -155,7 +155,7 @@ def apply_override(values: dict, # nested, changed in place
 # %% ../nbs/00b_config_io.ipynb #config-file
 def config_file(path # where the user stands, or at the root, or in the repository
                ) -> Path: # absolute
-    "The config file that a name stands for"
+    "The file (config, plan, text, language model) that a name stands for"
     places = user_folder(), find_root(), Path(self_distill.__file__).resolve().parent.parent
     return next((file for p in places if (file := p/Path(path).expanduser()).is_file()), root_path(path))
 

@@ -62,7 +62,7 @@ def _beam_search(spec, opened):
     if opened.elsewhere and not spec.language_model:
         print(f'The language model is of the training text of {opened.data.path or opened.data.corpus}; '
               'for that of the model, give --language_model')
-    arpa = root_path(spec.language_model) if spec.language_model else \
+    arpa = config_file(spec.language_model) if spec.language_model else \
         language_model_for(opened.corpus, opened.loaded.config, spec.order, spec.extra_text)
     with BeamDecoder(opened.loaded.tokenizer, str(arpa), engine=spec.engine, workers=spec.workers) as decoder:
         extra = dict(extra_text=list(spec.extra_text), extra_text_sha256=_text_hashes(spec)) if spec.extra_text else {}
@@ -72,7 +72,7 @@ def _beam_search(spec, opened):
 def _same_text(spec, settings):
     "Whether a decoding's language model is of the order and text that a decoder asks for"
     if spec.language_model:
-        path = root_path(spec.language_model)
+        path = config_file(spec.language_model)
         same = not path.is_file() or file_sha256(path) == settings.get('language_model_sha256')
         return same and settings.get('language_model') == path.name
     if settings.get('language_model_given'): return False
