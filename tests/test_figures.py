@@ -76,9 +76,9 @@ def test_a_committed_page_is_what_the_records_say(name, tmp_path):
 def test_without_records_everything_is_left_out_by_name(tmp_path):
     states = make_figures(plan=PLAN, records=tmp_path, folder=tmp_path/'out').set_index('artifact').state
     assert states.pop('speed') == 'left out: no record yet of speed_step; `make bench` makes it'
-    assert states.str.match('left out: no record yet of an4_.*self-distill experiments .*an4.*yaml').all(), states
-    with pytest.raises(MissingRecords, match='no record yet of an4_.*self-distill experiments'): make_figures(['loss_curves'], PLAN, tmp_path)
-    with pytest.raises(MissingRecords, match='no record yet of an4_.*self-distill experiments'): make_figures(['results'], PLAN, tmp_path)
+    assert states.str.match('left out: no record yet of an4_').all(), states
+    with pytest.raises(MissingRecords, match='no record yet of an4_'): make_figures(['loss_curves'], PLAN, tmp_path)
+    with pytest.raises(MissingRecords, match='no record yet of an4_'): make_figures(['results'], PLAN, tmp_path)
     assert not (tmp_path/'out').exists()
 
 def test_the_first_group_that_is_complete_is_taken(tmp_path):
