@@ -398,7 +398,8 @@ def demo(overrides: Overrides = None):
     for k, run in enumerate(runs): _demo_run(run, 2 * k + 1)
     typer.echo('\n5 of 6: comparison\n')
     _comparison([named_systems([run.name for run in runs], DEMO_RECORDS)], 'test')
-    typer.echo('\nNot trained here: a control, one model for as long as both. Without it nobody knows what the teacher was worth.')
+    typer.echo('\nNot trained here: a control, one model for as long as both. '
+               'Without it nobody knows what the teacher was worth.')
     typer.echo('\n6 of 6: figures\n')
     make_figures(plan=_demo_plan(overrides), records=DEMO_RECORDS, folder=DEMO_FIGURES)
     typer.echo(f'\n{time.monotonic() - start:.0f} s. Records and test readings: {DEMO_RECORDS}/; figures: {DEMO_FIGURES}/; '

@@ -217,7 +217,8 @@ def has_other_teacher(student: Record,
 def _data_note(systems, split):
     "A note where runs of one fold have read other sounds or features of a split, though its texts are the same"
     found = {(r.fold, r.fingerprint[split]) for s in systems for r in s.records if r.fingerprint}
-    if len(found) > len({fold for fold, _ in found}): yield f'The {split} sets have the same texts, but not all the same recordings or features.'
+    if len(found) > len({fold for fold, _ in found}):
+        yield f'The {split} sets have the same texts, but not all the same recordings or features.'
 
 def _run_notes(systems):
     "Notes on how the runs were made"
@@ -240,7 +241,8 @@ def _run_notes(systems):
 def _settings_note(systems, split, decoder):
     "Settings of a decoder that differ between the runs"
     used = [d.settings for _, d in _decodes(systems, split, decoder)]
-    values = {k: sorted({str(u.get(k)) for u in used}) for k in dict.fromkeys(k for u in used for k in u) if k not in (*LANGUAGE_MODEL, 'searched')}
+    keys = [k for k in dict.fromkeys(k for u in used for k in u) if k not in (*LANGUAGE_MODEL, 'searched')]
+    values = {k: sorted({str(u.get(k)) for u in used}) for k in keys}
     differing = [f'{k} {", ".join(v)}' for k, v in values.items() if len(v) > 1]
     if differing: yield f'{decoder}: settings differ between the runs: {"; ".join(differing)}.'
 

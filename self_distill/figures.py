@@ -100,7 +100,8 @@ def refuse_lacking(self: Results, runs: list, # names; none: nothing is refused
                   ):
     "MissingRecords for runs whose records lack something that the plan adds to them"
     command = f'`self-distill experiments {self.path}`'
-    if runs: raise MissingRecords(f'{", ".join(runs)}: no {what} in the record yet; {command} adds them, where the checkpoints are')
+    if runs: raise MissingRecords(f'{", ".join(runs)}: no {what} in the record yet; '
+                                  f'{command} adds them, where the checkpoints are')
 
 # %% ../nbs/27_figures.ipynb #choose
 @patch

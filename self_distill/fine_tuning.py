@@ -49,7 +49,8 @@ def start_from(model: torch.nn.Module, # changed in place
     weights, fresh, shared = source.model.state_dict(), model.state_dict(), len(corpus.tokenizer)
     if source.tokenizer != corpus.tokenizer:
         for name in ('head.weight', 'head.bias'):
-            if name not in weights: raise CheckpointError(f'{path}: a model of your own, or one without a `head`, cannot change its tokens')
+            if name not in weights:
+                raise CheckpointError(f'{path}: a model of your own, or one without a `head`, cannot change its tokens')
             weights[name], shared = _carry_rows(fresh[name], weights[name], corpus.tokenizer, source.tokenizer)
     model.load_state_dict(weights)
     return (f'Started from {source.config.run} (weights {source.weights_sha256[:12]}); '

@@ -132,7 +132,8 @@ def read_table(path) -> pd.DataFrame: # every value of a CSV file a string as it
     table = _renamed(table)
     if fault := _table_fault(table): raise ValueError(f'{path}{fault}')
     few = {c: [intern(v) if type(v) is str else v for v in table[c]] for c in ('split', 'speaker') if c in table}
-    return table.assign(text=['' if pd.isna(t) else str(t) for t in table.text], **few).copy() # each name once in memory
+    text = ['' if pd.isna(t) else str(t) for t in table.text]
+    return table.assign(text=text, **few).copy() # each name once in memory
 
 # %% ../nbs/04c_formats.ipynb #by-split
 NAMES = {s: s for s in SPLITS} | OTHER_NAMES
@@ -224,9 +225,11 @@ def _scp_file(text, where):
 def _part(line, where):
     "The recording in a line of segments, and start and duration in seconds"
     recording, *times = line.split()
-    if len(times) > 2: raise ValueError(f'{where}: {line!r} names a channel; write each channel as a recording of its own')
+    if len(times) > 2:
+        raise ValueError(f'{where}: {line!r} names a channel; write each channel as a recording of its own')
     try: start, end = map(float, times)
-    except ValueError: raise ValueError(f'{where}: {line!r} is not a recording, its start and its end in seconds') from None
+    except ValueError:
+        raise ValueError(f'{where}: {line!r} is not a recording, its start and its end in seconds') from None
     if not end > start: raise ValueError(f'{where}: {line!r} ends before it starts; write the end in seconds')
     return recording, dict(start=start, duration=end - start)
 
@@ -238,14 +241,14 @@ def _kaldi(folder):
     segments = folder/'segments'
     parts = _by_id(segments) if segments.is_file() else {u: u for u in files} # without: an utterance is a recording
     if lost := [u for u in texts if u not in parts]:
-        raise ValueError(f'{folder}: no recording of {len(lost)} ids of text ({", ".join(lost[:3])}); add it, or remove '
-                         "their lines (Kaldi's utils/fix_data_dir.sh does)")
+        raise ValueError(f'{folder}: no recording of {len(lost)} ids of text ({", ".join(lost[:3])}); add it, or '
+                         "remove their lines (Kaldi's utils/fix_data_dir.sh does)")
     rows = []
     for u, line in parts.items():
         recording, seconds = _part(line, segments) if segments.is_file() else (line, {})
         if recording not in files: raise ValueError(f'{folder}: no recording of {u!r}')
-        rows.append(dict(id=u, path=located(_scp_file(files[recording], folder/'wav.scp'), folder), text=texts.get(u, ''),
-                         speaker=speakers.get(u, '')) | seconds)
+        file = located(_scp_file(files[recording], folder/'wav.scp'), folder)
+        rows.append(dict(id=u, path=file, text=texts.get(u, ''), speaker=speakers.get(u, '')) | seconds)
     return pd.DataFrame(rows)
 
 def kaldi(folder: Path, cache=None) -> pd.DataFrame:
@@ -283,7 +286,8 @@ def _arrow(folder, cache):
     "One split of a data set, row by row"
     try: from nanoarrow import ArrayStream, ipc
     except ImportError:
-        raise ValueError(f'{folder}: a data set of Hugging Face; pip install nanoarrow (the extra formats) to read it') from None
+        raise ValueError(f'{folder}: a data set of Hugging Face; pip install nanoarrow (the extra formats) '
+                         'to read it') from None
     for name in [f['filename'] for f in json.loads((folder/'state.json').read_text())['_data_files']]:
         try:
             with ipc.InputStream.from_path(folder/name) as file:
@@ -296,7 +300,8 @@ def huggingface(folder: Path, cache) -> pd.DataFrame:
     parts = [(None, folder)] if (folder/'state.json').is_file() else \
         _parts(folder, (p.parent for p in folder.glob('*/state.json')))
     tables = [pd.DataFrame(_arrow(p, cache)).assign(**dict(split=s) if s else {}) for s, p in parts]
-    return _renamed(pd.concat(tables, ignore_index=True).rename(columns=dict(speaker_id='speaker')).drop(columns='audio'))
+    table = pd.concat(tables, ignore_index=True).rename(columns=dict(speaker_id='speaker'))
+    return _renamed(table.drop(columns='audio'))
 
 # %% ../nbs/04c_formats.ipynb #glosses
 def glosses(folder: Path, cache=None) -> pd.DataFrame:

@@ -27,7 +27,8 @@ def _own_fault(out, lengths, vocabulary_size):
     if out.logits.shape != (shape := (2, max(frames), vocabulary_size)):
         return f'gives logits of shape {tuple(out.logits.shape)}, not {shape}'
     if len({h.shape for h in out.hidden}) > 1: return 'gives hidden states of unequal shapes'
-    if any(h.shape[:2] != shape[:2] for h in out.hidden): return f'gives hidden states of shape {tuple(out.hidden[0].shape)}, not {(*shape[:2], "H")}'
+    if any(h.shape[:2] != shape[:2] for h in out.hidden):
+        return f'gives hidden states of shape {tuple(out.hidden[0].shape)}, not {(*shape[:2], "H")}'
 
 # %% ../nbs/06a_own_model.ipynb #own-model
 class OwnModel(nn.Module):

@@ -108,7 +108,8 @@ def pace(corpus: Corpus) -> pd.Series: # by utterance, slowest first
 def speech_lines(corpus: Corpus) -> list: # of str
     "Lengths, pace, sample rates"
     m, speed, train = corpus.manifest, pace(corpus), corpus.rows('train').text
-    silent = [f'transcripts: {(train != "").sum()} of {len(train)} training utterances have one'] if (train == '').any() else []
+    said = f'transcripts: {(train != "").sum()} of {len(train)} training utterances have one'
+    silent = [said] if (train == '').any() else []
     ends = ', '.join(f'{i} ({v:.1f})' for part in (speed[:3], speed[:-4:-1]) for i, v in part.items())
     rates = Counter(f'{rate:.0f} Hz' for _, rate in map(audio_header, m.path) if rate == rate)
     kinds = Counter(Path(p).suffix for p in m.path)

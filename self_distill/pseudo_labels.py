@@ -81,4 +81,5 @@ def unused_labels(config: Config, corpus: Corpus) -> list: # of sentences
     checkpoint = config.teacher.checkpoint
     if not checkpoint or config.teacher.pseudo_labels or not labels_path(checkpoint).exists(): return []
     if not len(untranscribed(corpus).manifest): return []
-    return [f'{labels_path(checkpoint)}: these transcripts are not used; teacher.pseudo_labels=true does (configs/few_transcripts.yaml)']
+    return [f'{labels_path(checkpoint)}: these transcripts are not used; with teacher.pseudo_labels=true they are '
+            '(configs/few_transcripts.yaml)']

@@ -260,7 +260,8 @@ def _introduce(self: Trainer, resumed):
                  f'{t.epochs} epochs of {self.updates_per_epoch} updates, {self.device}, {t.precision}, '
                  f'seed {c.seed}{done}')
     for text in data_sentences(self.corpus, self.train_set, self.dev_set): self.log.say(text)
-    for text in [*filter(None, [self.begun]), *teacher_sentences(self.teacher, c), *unused_labels(c, self.corpus)]: self.log.say(text)
+    said = [*filter(None, [self.begun]), *teacher_sentences(self.teacher, c), *unused_labels(c, self.corpus)]
+    for text in said: self.log.say(text)
 
 # %% ../nbs/17a_trainer.ipynb #store-answers
 @patch
