@@ -192,17 +192,18 @@ def portable(values # a config as nested dictionaries, or one value of it
     path = Path(values)
     return path.relative_to(find_root()).as_posix() if path.is_relative_to(find_root()) else path.name
 
-FREE = 'workers', 'gradient_norms_every' # of `training`: they change no result
+FREE = ('device', 'threads', 'monitoring', 'data.path', 'data.cache', 'data.keep_features', 'teacher.cache',
+        'training.workers', 'training.gradient_norms_every') # settings and sections that make no other experiment
 
 def config_hash(config # a `Config` or its dictionary
                ) -> str: # 12 hexadecimal digits
     "A short hash of all settings that can change a result"
     values = portable(config if isinstance(config, dict) else config_dict(config))
-    values = {k: v for k, v in values.items() if k not in ('run', 'device', 'threads', 'checkpoints', 'monitoring')}
-    values['data'] = {k: v for k, v in values['data'].items() if k not in ('path', 'cache', 'keep_features')}
-    teacher, training = dict(values['teacher']), dict(values['training'])
-    teacher.pop('cache', None)
-    if training.pop('initial_checkpoint', None): training['begun'] = True
-    values['training'] = training | {k: getattr(TrainingConfig(), k) for k in FREE if k in training}
-    values['teacher'] = {'distilled': bool(teacher.pop('checkpoint'))} | teacher
+    values = {k: v for k, v in values.items() if k not in ('run', 'checkpoints', *FREE)}
+    defaults = {k: getattr(TrainingConfig(), k) for k in ('workers', 'gradient_norms_every') if k in values['training']}
+    for section in ('data', 'teacher', 'training'):
+        values[section] = {k: v for k, v in values[section].items() if f'{section}.{k}' not in FREE}
+    if values['training'].pop('initial_checkpoint', None): values['training']['begun'] = True
+    values['training'] |= defaults # older records were hashed with them
+    values['teacher']['distilled'] = bool(values['teacher'].pop('checkpoint'))
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
