@@ -6,8 +6,8 @@
 __all__ = ['WINDOW', 'CONTEXT', 'FORMATS', 'READ', 'REFUSED', 'SUFFIXES', 'CEPSTRA_NOTE', 'frame_samples', 'loudness',
            'speech_spans', 'Piece', 'cut', 'StoredFeatures', 'is_audio', 'open_source', 'piece_features',
            'piece_log_probs', 'between_words', 'stretches', 'greedy_words', 'Transcript', 'transcribe_source',
-           'phrases', 'as_text', 'as_srt', 'as_vtt', 'as_json', 'as_ctm', 'from_here', 'find_recordings',
-           'check_recordings', 'open_decoder', 'transcribe_files', 'transcribe']
+           'phrases', 'as_text', 'as_srt', 'as_vtt', 'as_json', 'as_ctm', 'find_recordings', 'check_recordings',
+           'open_decoder', 'transcribe_files', 'transcribe']
 
 # %% ../nbs/23a_transcribe.ipynb #imports
 import html, itertools, json, math, os, sys, textwrap
@@ -26,7 +26,7 @@ from .environment import pick_device
 from .evaluate import Beam
 from .feature_cache import compute_features, file_kinds
 from .features import Recording, add_deltas, log_mel, mfcc, normalize
-from .files import root_path
+from .files import from_here
 from .opened import Opened, log_probs_of, open_corpus, open_record
 from .prefix_search import decoder_labels
 from .text import WORD_START
@@ -252,10 +252,6 @@ FORMATS = dict(text=as_text, json=as_json, srt=as_srt, vtt=as_vtt, ctm=as_ctm)
 READ = 'wav flac ogg oga opus mp3 aif aiff au caf sph w64'.split()
 REFUSED = 'm4a mp4 aac wma webm amr mov 3gp'.split() # in a folder, named rather than passed over in silence
 SUFFIXES = dict(log_mel=READ + REFUSED, mfcc=[*READ, *REFUSED, 'mfc'], precomputed=['npy'])
-
-def from_here(path) -> Path: # absolute
-    "A path that starts where the caller stands, or, where nothing is there, at the root"
-    return Path(path).absolute() if Path(path).exists() else root_path(path)
 
 def find_recordings(names, # of files and folders
                     kind   # `features.kind` of the model
