@@ -39,7 +39,8 @@ def user_folder() -> Path:
     "Where the user stands: the folder where the command was given"
     return Path(os.environ.get('SELF_DISTILL_FROM') or os.getcwd())
 
-def from_here(path) -> Path: # absolute
+def from_here(path # as the user wrote it
+             ) -> Path: # absolute
     "A path that starts where the user stands, or, where nothing is there, at the root"
     here = user_folder()/Path(path).expanduser()
     return here if here.exists() else root_path(path)
