@@ -17,8 +17,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 from torch.nn.utils.rnn import pad_sequence
 
-from .augmentation import (add_noise, mask_cepstra, spec_augment, time_stretch, utterance_generator,
-                                       warp_voice)
+from .augmentation import add_noise, spec_augment, time_stretch, utterance_generator, warp_voice
 from .config import AugmentConfig, FeatureConfig
 from .corpora import row_tuples
 from .features import normalize
@@ -177,7 +176,7 @@ def _stretch(x, labels, pace):
 def _voice(self: UtteranceDataset, row, generator):
     "The utterance as recorded, or as another vocal tract would have said it; not normalised"
     x, warp = self.corpus.read(row), self.augment.warp
-    if not warp or self.features.kind == 'precomputed': return x
+    if not warp: return x
     factor = 1 + warp*(2*torch.rand((), generator=generator).item() - 1)
     return warp_voice(x, factor, self.features.kind == 'mfcc', self.features.sample_rate)
 
@@ -186,7 +185,6 @@ def _voice(self: UtteranceDataset, row, generator):
 def _damage(self: UtteranceDataset, clean, generator):
     "One damaged view"
     noisy = add_noise(clean, self.augment.noise, generator)
-    if self.augment.cepstra and self.features.kind == 'mfcc': noisy = mask_cepstra(noisy, self.augment, generator)
     return spec_augment(noisy, self.augment, generator, self.corpus.frequency_axis)
 
 # %% ../nbs/05_batches.ipynb #undamaged

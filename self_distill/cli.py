@@ -153,16 +153,17 @@ def lm(config: Config, overrides: Overrides = None,
 def ensemble(data: Data = None,
              checkpoint: _texts('checkpoint', 'members, at least two; or --run', **FILE) = None,
              run: Annotated[Optional[str], typer.Option(help='the run whose numbered checkpoints are meant')] = None,
-             epochs: Annotated[str, typer.Option(help='which of them')] = '70,75,80',
-             best: Annotated[Optional[int], typer.Option(min=2, help='or the N with the lowest dev WER')] = None,
+             epochs: Annotated[Optional[str], typer.Option(help='which of them  [default: 70,75,80; all with --best]')] = None,
+             best: Annotated[Optional[int], typer.Option(min=2, help='of these, the N with the lowest dev WER')] = None,
              split: Split = 'dev', why: Why = 'self-distill ensemble', device: Device = 'auto'):
     "Several checkpoints as one: means of probabilities or weights, likeliest transcript."
-    if bool(run) == bool(checkpoint) or best and checkpoint:
+    if bool(run) == bool(checkpoint) or checkpoint and (epochs or best):
         raise ValueError('name the members: either --run (with --epochs 70,75,80 or --best 3), '
                          'or --checkpoint twice or more')
     from self_distill.ensemble import numbered_checkpoints
     from self_distill.ensemble_table import evaluate_ensemble
-    files = checkpoint or numbered_checkpoints(run, None if best else numbers(epochs, int), best)
+    chosen = numbers(epochs, int) if epochs else None if best else (70, 75, 80)
+    files = checkpoint or numbered_checkpoints(run, chosen, best)
     typer.echo(evaluate_ensemble(files, split, data or [], device, why).round(2).to_string(index=False))
 
 # %% ../nbs/29_cli.ipynb #pseudo-label
@@ -232,8 +233,8 @@ def transcribe(files: Files, checkpoint: Checkpoints, format: Format = 'text', f
     by_beam = beam or language_model
     if not by_beam and any(x is not None for x in (lm_weight, word_bonus, beam_width)):
         raise ValueError('--lm_weight, --word_bonus and --beam_width are of a beam search: add --beam')
-    search = Beam(lm_weight, word_bonus, beam_width, language_model=language_model and str(from_here(language_model)),
-                  engine=engine, workers=workers)
+    search = Beam(lm_weight, word_bonus, beam_width, language_model=language_model, engine=engine,
+                  workers=workers)
     transcripts = transcribe_files(found, loaded, search if by_beam else None, pause)
     _write_transcripts(transcripts, found, format, folder)
 
@@ -301,6 +302,8 @@ def compare(runs: _words('run, run@checkpoint or record; none: all there are') =
 # %% ../nbs/29_cli.ipynb #report
 RUNS = 'run, run@checkpoint or record; then data.path=… where the corpus has moved'
 
+def _names_and_settings(words): return [w for w in words if '=' not in w], [w for w in words if '=' in w]
+
 @app.command()
 def report(runs: Annotated[list[str], typer.Argument(help=RUNS, show_default=False)],
            split: Annotated[str, typer.Option(help='dev or test, as the records have them')] = 'dev',
@@ -308,7 +311,7 @@ def report(runs: Annotated[list[str], typer.Argument(help=RUNS, show_default=Fal
            output: Annotated[Optional[str], _option('output', '[default: runs/report/<runs>_<split>.html]')] = None):
     "One HTML page of errors: aligned texts, sound, confusions."
     from self_distill.report import report
-    names, overrides = [w for w in runs if '=' not in w], [w for w in runs if '=' in w]
+    names, overrides = _names_and_settings(runs)
     if not names: raise ValueError('report: name a run, or the file of a record')
     report(named_systems(names), split, overrides, utterances, output)
 
@@ -341,13 +344,14 @@ def experiments(plan: Plan, overrides: Overrides = None, jobs: Jobs = 1,
 
 # %% ../nbs/29_cli.ipynb #figures
 @app.command()
-def figures(only: _words('figures, tables and pages by name, as in thesis_figures/; none: all') = None,
+def figures(only: _words('figures, tables and pages by name, none: all; the settings that the runs were given') = None,
             plan: Annotated[str, typer.Option(help='the plan whose records are drawn')] = 'configs/experiments/an4.yaml',
             group: Annotated[str, _option('group', 'group of the plan; empty: the first with records')] = '',
             folder: Annotated[str, typer.Option(help='where they go')] = 'thesis_figures'):
     "Draw every figure and table from the records alone."
     from self_distill.figures import make_figures
-    make_figures(only or (), plan, group=group, folder=folder)
+    names, overrides = _names_and_settings(only or [])
+    make_figures(names, _plan_with(overrides, plan, 'runs/figures/plan.yaml'), group=group, folder=folder)
 
 # %% ../nbs/29_cli.ipynb #doctor
 @app.command()
@@ -361,17 +365,17 @@ DEMO = 'configs/experiments/demo.yaml'
 DEMO_RECORDS, DEMO_FIGURES = 'runs/demo/results', 'runs/demo/figures'
 
 # %% ../nbs/29_cli.ipynb #demo-plan
-def _demo_plan(overrides):
-    "The demo's plan, or a copy of it with other settings in every row"
+def _plan_with(overrides, plan, place):
+    "A plan, or a copy of it at a place under the root, with other settings in every row"
     from self_distill.config_io import apply_override, config_file, dotted
     from self_distill.files import atomic_write, root_path
     from self_distill.plan import read_plan
-    if not overrides: return DEMO
-    settings, path = {}, root_path(DEMO_RECORDS).with_name('plan.yaml')
+    if not overrides: return plan
+    settings, path = {}, root_path(place)
     for override in overrides: apply_override(settings, override)
     row = dict(overrides=dotted(settings))
-    groups = {g: dict(rows=dict.fromkeys(part.rows, row)) for g, part in read_plan(DEMO).groups.items()}
-    with atomic_write(path) as file: json.dump(dict(extends=str(config_file(DEMO)), groups=groups), file, indent=1)
+    groups = {g: dict(rows=dict.fromkeys(part.rows, row)) for g, part in read_plan(plan).groups.items()}
+    with atomic_write(path) as file: json.dump(dict(extends=str(config_file(plan)), groups=groups), file, indent=1)
     return str(path)
 
 # %% ../nbs/29_cli.ipynb #demo-run
@@ -403,7 +407,8 @@ def demo(overrides: Overrides = None):
     typer.echo('\nNot trained here: a control, one model for as long as both. '
                'Without it nobody knows what the teacher was worth.')
     typer.echo('\n6 of 6: figures\n')
-    make_figures(plan=_demo_plan(overrides), records=DEMO_RECORDS, folder=DEMO_FIGURES)
+    plan = _plan_with(overrides, DEMO, 'runs/demo/plan.yaml')
+    make_figures(plan=plan, records=DEMO_RECORDS, folder=DEMO_FIGURES)
     typer.echo(f'\n{time.monotonic() - start:.0f} s. Records and test readings: {DEMO_RECORDS}/; figures: {DEMO_FIGURES}/; '
                'curves: tensorboard --logdir logs')
 

@@ -83,7 +83,6 @@ class AugmentConfig:
     stretch: Fraction = 0.0          # largest change of pace
     paces: Literal[0, 3, 5, 7, 9] = 0 # number of evenly spaced paces to draw from; 0: any
     warp: Fraction = 0.0             # largest change of the vocal tract's length
-    cepstra: bool = False            # frequency masks on cepstra too, by way of their spectrum
 
 # %% ../nbs/00a_config.ipynb #model-config
 @dataclass(config=SECTION)

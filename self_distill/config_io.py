@@ -172,7 +172,7 @@ def load_config(path,         # YAML file, looked for as `config_file` does
 ADDED = ('model.attention_heads', 'data.allow_leaks', 'data.transcribed', 'text.vocabulary', 'teacher.moving',
          'teacher.warmup', 'teacher.own', 'teacher.log_probs', 'teacher.pseudo_labels', 'model.own', 'model.options',
          'teacher.cache', 'training.initial_checkpoint', 'training.batch_frames', 'augmentation.warp',
-         'augmentation.cepstra', 'augmentation.paces', 'consistency', 'deep_to_shallow', 'data.keep_features',
+         'augmentation.paces', 'consistency', 'deep_to_shallow', 'data.keep_features',
          'data.check_hours') # younger than some records
 
 def config_dict(config: Config) -> dict:

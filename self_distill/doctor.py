@@ -163,8 +163,9 @@ FOLDERS = ('models', 'logs', 'results', 'cache')
 
 @check('disk')
 def disk():
-    for folder in map(root_path, FOLDERS): check_writable(folder)
-    free = shutil.disk_usage(root_path('models')).free/2**30
+    there = [next(p for p in (folder, *folder.parents) if p.exists()) for folder in map(root_path, FOLDERS)]
+    for place in there: check_writable(place)
+    free = shutil.disk_usage(there[0]).free/2**30
     if free < 2:
         raise RuntimeError(f'{free:.1f} GiB free, a run with its corpus needs 2; make room, '
                            'or set SELF_DISTILL_ROOT to another disk')

@@ -93,7 +93,7 @@ def onnx_bytes(loaded: LoadedModel) -> bytes:
     "The model as an ONNX file"
     try: import onnx
     except ImportError: raise ImportError('ONNX needs a package that is not installed: pip install onnx '
-                                          '(or pip install self_distill[export])') from None
+                                          '(or, in the clone, pip install -e .[export])') from None
     file = io.BytesIO()
     with warnings.catch_warnings(): # what it says of lengths and batch sizes is tested below
         warnings.simplefilter('ignore')

@@ -360,7 +360,8 @@ def write_page(name='results',    # of `PAGES`
     path = notebook_path(PAGES[name][0])
     notebook = parameterize_notebook(load_notebook_node(str(path)), dict(records=str(records), folder=str(folder)))
     resources = {'metadata': {'path': str(path.parent)}}
-    NotebookClient(notebook, kernel_name='python3', timeout=300, resources=resources).execute()
+    quiet = ['--log-level=ERROR'] # ipykernel warns that its sockets are not encrypted
+    NotebookClient(notebook, kernel_name='python3', timeout=300, resources=resources, extra_arguments=quiet).execute()
     page = root_path(folder)/f'{name}.md'
     text = page_text(notebook).replace('](../thesis_figures/', '](') # pictures lie beside the page, notebooks do not
     _write(page, re.sub(r'\]\((\w+\.ipynb)\)', r'](../nbs/\1)', text))

@@ -26,7 +26,7 @@ from .manifest import COLUMNS, OTHER_NAMES, SPLITS, complete, first_few, path_id
 # %% ../nbs/04c_formats.ipynb #names
 KNOWN = [*COLUMNS, 'start'] # seconds in a longer recording
 ALIASES = dict(audio_filepath='path', offset='start', begin='start', sentence='text',
-               transcription='text', client_id='speaker')
+               transcription='text', client_id='speaker', speaker_id='speaker')
 
 def _renamed(table):
     "A table with our names of columns, where other names of the same are used and ours are not"
@@ -300,7 +300,7 @@ def huggingface(folder: Path, cache) -> pd.DataFrame:
     parts = [(None, folder)] if (folder/'state.json').is_file() else \
         _parts(folder, (p.parent for p in folder.glob('*/state.json')))
     tables = [pd.DataFrame(_arrow(p, cache)).assign(**dict(split=s) if s else {}) for s, p in parts]
-    table = pd.concat(tables, ignore_index=True).rename(columns=dict(speaker_id='speaker'))
+    table = pd.concat(tables, ignore_index=True)
     return _renamed(table.drop(columns='audio'))
 
 # %% ../nbs/04c_formats.ipynb #glosses

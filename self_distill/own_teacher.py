@@ -16,7 +16,7 @@ from .batches import output_frames
 from .checkpoint import weights_hash
 from .config import TeacherConfig
 from .corpora import own_code
-from .files import root_path, user_folder
+from .files import from_here
 from .model import ModelOutput
 
 # %% ../nbs/15a_own_teacher.ipynb #checked-answer
@@ -75,9 +75,8 @@ def foreign_teacher(config: TeacherConfig,
     if config.own: return OwnTeacher(config.own, vocabulary_size)
     if not config.log_probs: return None
     if stretch: raise ValueError(f'augmentation.stretch {stretch} moves frames, teacher.log_probs cannot follow: set it to 0')
-    places = user_folder()/config.log_probs, root_path(config.log_probs)
-    folder = next((p for p in places if p.is_dir()), None)
-    if folder is None: raise ValueError(f'teacher.log_probs: no such folder, neither {places[0]} nor {places[1]}')
+    folder = from_here(config.log_probs)
+    if not folder.is_dir(): raise ValueError(f'teacher.log_probs: {folder}: no such folder')
     return StoredTeacher(folder, vocabulary_size)
 
 # %% ../nbs/15a_own_teacher.ipynb #teacher-hash

@@ -33,7 +33,9 @@ def _spell(number, language, to='cardinal'):
 
 # %% ../nbs/01_text.ipynb #english-numbers
 def _spell_ordinals(text, language):
-    "English '1st' in words, and '1,000' without its comma"
+    "English '1st' in words, and '1,000' without its comma; '1990s' is refused"
+    if unclear := re.search(r"\d+['’]?s\b", text):
+        raise ValueError(f'{unclear[0]!r} can be read in two ways: write it out in the transcript')
     text = re.sub(r'(?<=\d),(?=\d{3}(?!\d))', '', text)
     ordinal = lambda m: _spell(m[1].lstrip('0') or '0', language, 'ordinal')
     return re.sub(r'(\d+)(?:st|nd|rd|th)\b', ordinal, text, flags=re.I)
@@ -53,8 +55,8 @@ def _refuse_ambiguous(text, language):
 MONEY = r'$¢£¥৳฿៛\u20a0-\u20cf' # € ₹ ₽ …, inside of brackets
 
 def _refuse_signs(text):
-    "Refuse '50%', '$5' and '-5', where a word is spoken that would be lost with its sign"
-    if sign := re.search(rf'\d[\d.,]*\s?[%‰°٪{MONEY}]|[{MONEY}]\s?\d[\d.,]*|(?<![^\s(])[-−–+]\d[\d.,]*', text):
+    "Refuse '50%', '$5', '-5' and '1/2', where a word is spoken that would be lost with its sign"
+    if sign := re.search(rf'\d[\d.,]*\s?[%‰°٪{MONEY}]|[{MONEY}]\s?\d[\d.,]*|(?<![^\s(])[-−–+]\d[\d.,]*|\d+\s?/\s?\d+', text):
         raise ValueError(f'{sign[0]!r} holds a sign that is spoken: write its word in the transcript')
 
 # %% ../nbs/01_text.ipynb #spell-digits

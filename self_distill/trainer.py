@@ -235,11 +235,10 @@ def locked(self: Trainer):
     if rank(): return (yield)
     with writing(self.folder):
         self.folder.mkdir(parents=True, exist_ok=True)
-        log = root_path('logs')/self.config.run # a run of this name may keep its checkpoints elsewhere
-        log.mkdir(parents=True, exist_ok=True)
         held = ExitStack()
         try:
-            for place in (self.folder, log): held.enter_context(FileLock(place/'.lock').acquire(timeout=0))
+            for place in (self.folder, self.log.folder): # a run of this name may keep its checkpoints elsewhere
+                held.enter_context(FileLock(place/'.lock').acquire(timeout=0))
         except Timeout:
             held.close()
             raise TrainingError(f'{place}: another process is training this run; wait for it, '

@@ -31,7 +31,6 @@ def page():
 
 P = page()
 G = P.GOOD
-BINARY = b'mmap lm http://kheafield.com/code format version 5\n\0' + bytes(500)
 
 def written(path, content):
     "The path, after writing bytes or text to it"
@@ -101,14 +100,12 @@ MORE = [
     ('language model: digits of an added text in English', extra_digits, 'more.txt', "'нажмите 1' would be spelled in English"),
     ('record: a ledger that is a pipe', lambda f: os.mkfifo(f/'l.jsonl') or P.read_ledger(f/'l.jsonl'), 'l.jsonl', 'a pipe or a device'),
     ('command line: a thousand workers', lambda f: P.command(f, 'evaluate-beam', '--checkpoint', 'x.pt', '--workers', '1000'), 'exit code 2', '--workers', '256'),
-    ('language model: a KenLM binary', lambda f: P.decoder(written(f/'lm.bin', BINARY)), 'lm.bin', 'an ARPA file starts with'),
     ('language model: more text in Latin-1', lambda f: read_sentences(written(f/'more.txt', b'caf\xe9')), 'more.txt', 'UTF-8'),
     ('language model: another vocabulary', lambda f: P.decoder(None).decode(np.zeros((7, 20))), '(7, 20)', '29'),
     ('record: no such file', lambda f: read_record(f/'other.json'), 'other.json', 'no such record'),
     ('record: a hypothesis changed', lambda f: P.record(f, lambda t: t.replace('"go", "on"]', '"go on", "on"]')), 'do not fit its texts'),
     ('record: an utterance twice', lambda f: P.record(f, lambda t: t.replace('"u1"', '"u0"')), 'u0 occurs twice'),
     ('command line: unknown option', lambda f: P.command(f, 'train', '--confg', 'c.yaml'), 'exit code 2', 'No such option', '--config'),
-    ('command line: no such config', lambda f: P.command(f, 'train', '--config', f/'c.yaml'), 'exit code 1', 'no such config file'),
 ]
 CASES = {f'{kind}: {what}': (make, words) for kind, rows in P.MISTAKES.items() for what, make, *words in rows} | {name: (make, words) for name, make, *words in MORE}
 RAW = UnicodeError, RecursionError, json.JSONDecodeError, NotImplementedError # ValueErrors and RuntimeErrors without a message for a person

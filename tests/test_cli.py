@@ -7,10 +7,12 @@ from self_distill.pictures import picture_config, picture_values, write_pictures
 from ruamel.yaml import YAML
 
 from self_distill.checkpoint import load_checkpoint, load_model
-from self_distill.cli import main, named_systems
+from self_distill.cli import _plan_with, main, named_systems
+from self_distill.config_io import config_hash
 from self_distill.ledger import read_ledger
 from self_distill.ngrams import estimate_arpa
 from self_distill.opened import log_probs_of
+from self_distill.plan import load_plan
 from self_distill.pseudo_labels import labels_path
 from self_distill.records import find_decode, read_record
 from self_distill.training import train
@@ -91,6 +93,12 @@ def test_ensemble_by_epochs_and_by_dev_wer(say, root):
     code, out, err = say('ensemble', '--checkpoint', BEST, '--checkpoint', OTHER)
     assert code == 0 and 'ensemble_of_other_pictures/ensemble_other_best_pictures_best' in out and 'mean of weights' not in out
 
+def test_figures_of_runs_with_other_settings(root):
+    plan, settings = 'configs/experiments/an4_few.yaml', ['training.precision=float32', 'training.epochs=7']
+    drawn, trained = load_plan(_plan_with(settings, plan, 'runs/figures/plan.yaml')), load_plan(plan, settings)
+    assert {n: config_hash(run.config) for n, run in drawn.items()} == {n: config_hash(run.config) for n, run in trained.items()}
+    assert {run.config.training.epochs for run in drawn.values()} == {7}
+
 def test_lm(say, root):
     (root/'more.txt').write_text('The Sea is late!\n')
     code, out, err = say('lm', '--config', 'pictures.yaml', '--order', 2, '--text', 'more.txt')
@@ -154,7 +162,7 @@ def test_transcribe_a_folder_into_files(say, root):
     assert re.match(r'1\n00:00:0\d,\d{3} --> 00:00:0\d,\d{3}\n\w', (root/'subtitles/deep/4.srt').read_text())
 
 def test_export(say, root, refuses, monkeypatch):
-    onnxruntime = pytest.importorskip('onnxruntime', reason='onnxruntime is not installed (pip install self_distill[export])')
+    onnxruntime = pytest.importorskip('onnxruntime', reason='onnxruntime is not installed (pip install -e .[export])')
     assert say('export', BEST, root/'pictures.onnx')[0] == 0
     loaded, x = load_model(BEST), np.load(root/'4.npy')[None]
     session = onnxruntime.InferenceSession(root/'pictures.onnx')
@@ -200,6 +208,8 @@ def test_export(say, root, refuses, monkeypatch):
     (('ensemble', '--run', 'pictures', '--best', '90'), '6 numbered checkpoints, 90 asked for'),
     (('ensemble', '--run', 'pictures', '--checkpoint', BEST), 'name the members'),
     (('ensemble', '--checkpoint', BEST, '--checkpoint', BEST, '--best', '2'), 'name the members'),
+    (('ensemble', '--checkpoint', BEST, '--checkpoint', BEST, '--epochs', '4,5'), 'name the members'),
+    (('ensemble', '--run', 'pictures', '--epochs', '4,5', '--best', '3'), '2 numbered checkpoints, 3 asked for'),
     (('ensemble', '--checkpoint', BEST), 'at least two'),
     (('compare', 'nobody'), 'no such record'),
     (('compare', 'pictures@epoch_099'), 'epoch_099'),

@@ -1,5 +1,5 @@
-"""What the pages of 19_ngrams and 19a_language_model cannot show: real text, any alphabet, properties over many texts, interrupted writing"""
-import gzip, math, os, re
+"""What the pages of 19_ngrams and 19a_language_model cannot show: real text, any alphabet, properties over many texts"""
+import gzip, math, re
 from pathlib import Path
 
 import pandas as pd
@@ -48,14 +48,6 @@ def test_any_script_survives(tmp_path, sentences):
     arpa = estimate_arpa(sentences, 2, tmp_path/'m.arpa')
     assert set(read_unigrams(arpa)) == {w for s in sentences for w in s.split()}
     assert out_of_vocabulary_rate(load_language_model(arpa), sentences) == 0
-
-def test_interrupted_writing_keeps_the_old_file(tmp_path, monkeypatch):
-    arpa = estimate_arpa(['a b'], 2, tmp_path/'m.arpa')
-    before = arpa.read_bytes()
-    def killed(*_): raise KeyboardInterrupt
-    monkeypatch.setattr(os, 'replace', killed)
-    with pytest.raises(KeyboardInterrupt): estimate_arpa(['c d e'], 2, arpa)
-    assert arpa.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ['m.arpa']
 
 def corpus_of(**texts):
     "A corpus of nothing but sentences, by split"
