@@ -233,8 +233,7 @@ def transcribe(files: Files, checkpoint: Checkpoints, format: Format = 'text', f
     by_beam = beam or language_model
     if not by_beam and any(x is not None for x in (lm_weight, word_bonus, beam_width)):
         raise ValueError('--lm_weight, --word_bonus and --beam_width are of a beam search: add --beam')
-    search = Beam(lm_weight, word_bonus, beam_width, language_model=language_model, engine=engine,
-                  workers=workers)
+    search = Beam(lm_weight, word_bonus, beam_width, language_model=language_model, engine=engine, workers=workers)
     transcripts = transcribe_files(found, loaded, search if by_beam else None, pause)
     _write_transcripts(transcripts, found, format, folder)
 
@@ -344,7 +343,7 @@ def experiments(plan: Plan, overrides: Overrides = None, jobs: Jobs = 1,
 
 # %% ../nbs/29_cli.ipynb #figures
 @app.command()
-def figures(only: _words('figures, tables and pages by name, none: all; the settings that the runs were given') = None,
+def figures(only: _words('figures, tables and pages by name (none: all), and settings that the runs were given') = None,
             plan: Annotated[str, typer.Option(help='the plan whose records are drawn')] = 'configs/experiments/an4.yaml',
             group: Annotated[str, _option('group', 'group of the plan; empty: the first with records')] = '',
             folder: Annotated[str, typer.Option(help='where they go')] = 'thesis_figures'):

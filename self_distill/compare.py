@@ -106,7 +106,8 @@ def check_comparable(systems: list, # of System
     for decoder in decoders:
         found = _decodes(systems, split, decoder)
         _same(f'{split} sets', [(r.run, r.fold, data_of(r, split)) for r, _ in found])
-        _same(f'language models ({decoder})', [(r.run, r.fold, d.settings.get('language_model_sha256')) for r, d in found])
+        models = [(r.run, r.fold, d.settings.get('language_model_sha256')) for r, d in found]
+        _same(f'language models ({decoder})', models)
 
 # %% ../nbs/24_compare.ipynb #compare-rows-alike
 def _rows_alike(systems, reference):
@@ -234,7 +235,8 @@ def _run_notes(systems):
 def _settings_note(systems, split, decoder):
     "Settings of a decoder that differ between the runs"
     used = [d.settings for _, d in _decodes(systems, split, decoder)]
-    keys = [k for k in dict.fromkeys(k for u in used for k in u) if k not in ('language_model', 'language_model_sha256', 'searched')]
+    aside = 'language_model', 'language_model_sha256', 'searched'
+    keys = [k for k in dict.fromkeys(k for u in used for k in u) if k not in aside]
     values = {k: sorted({str(u.get(k)) for u in used}) for k in keys}
     differing = [f'{k} {", ".join(v)}' for k, v in values.items() if len(v) > 1]
     if differing: yield f'{decoder}: settings differ between the runs: {"; ".join(differing)}.'

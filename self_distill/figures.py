@@ -361,7 +361,8 @@ def write_page(name='results',    # of `PAGES`
     notebook = parameterize_notebook(load_notebook_node(str(path)), dict(records=str(records), folder=str(folder)))
     resources = {'metadata': {'path': str(path.parent)}}
     quiet = ['--log-level=ERROR'] # ipykernel warns that its sockets are not encrypted
-    NotebookClient(notebook, kernel_name='python3', timeout=300, resources=resources, extra_arguments=quiet).execute()
+    client = NotebookClient(notebook, kernel_name='python3', timeout=300, resources=resources, extra_arguments=quiet)
+    client.execute()
     page = root_path(folder)/f'{name}.md'
     text = page_text(notebook).replace('](../thesis_figures/', '](') # pictures lie beside the page, notebooks do not
     _write(page, re.sub(r'\]\((\w+\.ipynb)\)', r'](../nbs/\1)', text))

@@ -34,7 +34,7 @@ def _spell(number, language, to='cardinal'):
 # %% ../nbs/01_text.ipynb #english-numbers
 def _spell_ordinals(text, language):
     "English '1st' in words, and '1,000' without its comma; '1990s' is refused"
-    if unclear := re.search(r"\d+['’]?s\b", text):
+    if unclear := re.search(r"\d+['’]?s\b", text, re.I):
         raise ValueError(f'{unclear[0]!r} can be read in two ways: write it out in the transcript')
     text = re.sub(r'(?<=\d),(?=\d{3}(?!\d))', '', text)
     ordinal = lambda m: _spell(m[1].lstrip('0') or '0', language, 'ordinal')
