@@ -237,8 +237,6 @@ class Batch:
     answers: torch.Tensor|None = None # (B, T', W) a teacher's, where they are stored
     weight: float = 1. # of its sums (`share_weight` of 05a_processes)
 
-    def __len__(self): return len(self.ids)
-
 # %% ../nbs/05_batches.ipynb #each-tensor
 @patch
 def to(self: Batch, device):

@@ -209,10 +209,16 @@ def has_other_teacher(student: Record,
 
 # %% ../nbs/24_compare.ipynb #compare-devices
 def _data_note(systems, split):
-    "A note where runs of one fold have read other sounds or features of a split, though its texts are the same"
+    "Notes where runs of one fold have read other sounds or features of a split, or were trained on other data"
     found = {(r.fold, r.fingerprint[split]) for s in systems for r in s.records if r.fingerprint}
     if len(found) > len({fold for fold, _ in found}):
         yield f'The {split} sets have the same texts, but not all the same recordings or features.'
+    trained = {}
+    for r in (r for s in systems for r in s.records if r.fingerprint and not r.config['teacher'].get('pseudo_labels')):
+        runs = trained.setdefault((r.fold, r.config['data'].get('transcribed')), {})
+        runs.setdefault(r.fingerprint['train'], r.run)
+    for runs in trained.values():
+        if len(runs) > 1: yield f'Not trained on the same recordings and texts: {", ".join(runs.values())}.'
 
 def _run_notes(systems):
     "Notes on how the runs were made"
@@ -246,8 +252,9 @@ def _notes(systems, baseline, split, decoders):
     "What a reader has to know beside the numbers"
     few = [s.name for s in systems if len(s.records) < MIN_RUNS]
     if few: yield f'Fewer than {MIN_RUNS} runs, so no interval: {", ".join(few)}.'
-    if any(len(s.records) == 1 for s in systems):
+    if (runs := {len(s.records) for s in systems}) == {1}:
         yield 'A test with one run each holds for these checkpoints, not for their recipes.'
+    elif 1 in runs: yield 'A test with one run on one side holds for that checkpoint, not for its recipe.'
     if len(systems) > 2: yield (f'{len(systems) - 1} systems are compared with {baseline.name}; '
                                 'the p values are not corrected for that number.')
     for decoder in decoders: yield from _settings_note(systems, split, decoder)

@@ -7,7 +7,7 @@ __all__ = ['DEFAULTS', 'WHY', 'Greedy', 'check_decoder_name', 'Beam', 'SearchedB
            'target_lines', 'improvement_lines', 'score', 'is_recorded', 'evaluate', 'search', 'search_table']
 
 # %% ../nbs/23_evaluate.ipynb #evaluate-imports
-import re, time
+import re, sys, time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -117,7 +117,11 @@ class Beam(_BeamSearch):
     @contextmanager
     def open_words(self, opened: Opened): # the best hypothesis' words, with times and confidences (`23a_transcribe`)
         with _beam_search(self, opened) as (decoder, settings):
-            search = partial(decoder.nbest_batch, n=1, **self.values(opened, decoder))
+            values = self.values(opened, decoder)
+            if not (self.given or _chosen(opened, decoder)):
+                print('Not searched for this model and language model; decoded with the defaults '
+                      f'{settings_text(values)}', file=sys.stderr)
+            search = partial(decoder.nbest_batch, n=1, **values)
             yield lambda log_probs: [found[0].words for found in search(log_probs)]
 
     def made(self, settings: dict) -> bool: return _same_text(self, settings) and self.given.items() <= settings.items()

@@ -96,7 +96,7 @@ def read(self:Recording,
          start=0,  # sample at the new rate, not before that of an earlier call
          stop=None # None: to the end
         ) -> torch.Tensor: # (stop - start,) float32 in [-1, 1]
-    "Samples `start` to before `stop`, resampled as in the whole; of several channels, one is chosen for each piece"
+    "Samples `start` to before `stop`, resampled as in the whole; several channels become one in each piece"
     stop, up, down = self.samples if stop is None else min(stop, self.samples), self.up, self.down
     margin = 0 if up == down else 2 + 7//min(up, down) # of `down` samples each; the filter reaches 6 · down/min(up, down)
     first, last = max(0, start//up - margin), -(-stop//up) + margin

@@ -8,7 +8,7 @@ __all__ = ['LINE', 'OKABE_ITO', 'COLORS', 'CYCLE', 'STYLE', 'PLAN', 'IN_LATEX', 
            'markdown_table', 'artifact_notebooks', 'draw', 'page_text', 'write_page', 'make_figures']
 
 # %% ../nbs/27_figures.ipynb #imports
-import hashlib, json, re, time, unicodedata
+import hashlib, json, os, re, time, unicodedata
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import pandas as pd
 from fastcore.basics import patch
 from matplotlib.figure import Figure
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
@@ -127,6 +128,9 @@ def record(self: Results, run: str # its name
         record, planned = read_record(path), self.planned(run)
         if planned and record.kind == 'decoding': self._refuse([run]) # evaluated before the end of its training
         if planned: refuse_other(record, planned, path)
+        odd = [f'{d.split} {d.decoder}' for d in record.decodes for p in (planned.decoders if planned else ())
+               if d.key == (d.split, p.name, 'best') and not p.made(d.settings)]
+        self.refuse_lacking([run] if odd else [], f'{", ".join(odd)} with the settings of the plan')
         self.used[run] = record, hashlib.sha256(path.read_bytes()).hexdigest()
     return self.used[run][0]
 
@@ -137,6 +141,14 @@ def records(self: Results, row: str # 'student', or 'official.student' for anoth
     group, name = find_row(self.plan, row, self.group)
     if runs := self.missing(group, name): self._refuse(runs)
     return [self.record(run) for run in run_names(self.plan.groups[group], name)]
+
+@patch
+def teachers(self: Results) -> list: # of Record, in the order of the students
+    "Records of those that taught the row `student`; MissingRecords where there are none"
+    taught = {r.run: r.teacher and r.teacher.run for r in self.records('student')}
+    alone = [run for run, name in taught.items() if not (name and record_path(name, self.folder).exists())]
+    if alone: raise MissingRecords(f'{", ".join(alone)}: no record of a teacher in {self.folder}')
+    return [self.record(name) for name in taught.values()]
 
 # %% ../nbs/27_figures.ipynb #benchmark
 @patch
@@ -362,7 +374,7 @@ def write_page(name='results',    # of `PAGES`
     resources = {'metadata': {'path': str(path.parent)}}
     quiet = ['--log-level=ERROR'] # ipykernel warns that its sockets are not encrypted
     client = NotebookClient(notebook, kernel_name='python3', timeout=300, resources=resources, extra_arguments=quiet)
-    client.execute()
+    client.execute(env=os.environ | {'SELF_DISTILL_ROOT': str(root_path('.'))})
     page = root_path(folder)/f'{name}.md'
     text = page_text(notebook).replace('](../thesis_figures/', '](') # pictures lie beside the page, notebooks do not
     _write(page, re.sub(r'\]\((\w+\.ipynb)\)', r'](../nbs/\1)', text))
@@ -402,6 +414,11 @@ def make_figures(only=(), # names of figures, tables and pages; none: all
         except MissingRecords as e:
             if only: raise
             state = f'left out: {e}'
+        except CellExecutionError as e: # a page asserts what it says
+            at = re.search(r'-+> *\d+ (.*)', re.sub(r'\x1b\[[\d;]*m', '', e.traceback))
+            why = e.evalue or (at[1].strip() if at else '')
+            state = f'left out, and the old page stays: it does not fit these records ({e.ename}: {why})'
+            if only: raise ValueError(f'{name}: {state}') from None
         rows.append(dict(artifact=name, state=state))
         print(f'{name}: {state}', flush=True)
     return pd.DataFrame(rows)

@@ -147,6 +147,8 @@ def by_split(paths) -> list: # of (split, path), those without a split left out
     unnamed = [p.name for p, w in words.items() if not {*w} & {*NAMES, *ASIDE}]
     if found and unnamed: warnings.warn(f'left out, because their names speak of no split: {first_few(unnamed)}')
     exact = {split for split, is_exact, _ in found if is_exact}
+    longer = [p.name for split, is_exact, p in found if not is_exact and split in exact]
+    if longer: warnings.warn(f'left out beside one that is named exactly like its split: {first_few(longer)}')
     return [(split, p) for split, is_exact, p in found if is_exact or split not in exact]
 
 def _parts(folder, paths):
@@ -292,7 +294,8 @@ def _arrow(folder, cache):
         try:
             with ipc.InputStream.from_path(folder/name) as file:
                 for batch in ArrayStream(file):
-                    for row in batch.iter_py(): yield row | dict(path=_audio(row.get('audio'), folder, cache))
+                    for row in batch.iter_py(): # without the bytes, which may be more than memory holds
+                        yield dict(row, audio=None, path=_audio(row.get('audio'), folder, cache))
         except RuntimeError as e: raise ValueError(f'{folder/name}: not readable ({e}); copy it again') from None
 
 def huggingface(folder: Path, cache) -> pd.DataFrame:

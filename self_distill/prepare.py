@@ -7,7 +7,7 @@ __all__ = ['MENDS', 'SHADES', 'faults_of', 'pace', 'speech_lines', 'text_lines',
            'cost_lines', 'left_out', 'draw_corpus', 'Prepared', 'look', 'prepare']
 
 # %% ../nbs/18a_prepare.ipynb #prepare-imports
-import os, time, warnings
+import os, time, unicodedata, warnings
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -118,14 +118,20 @@ def speech_lines(corpus: Corpus) -> list: # of str
             'files: ' + ', '.join(f'{n} {k}' for part in (kinds, rates) for k, n in part.most_common())]
 
 # %% ../nbs/18a_prepare.ipynb #prepare-text
+def _signs(text):
+    "The characters of a text, whatever their case, and how often each occurs"
+    text = unicodedata.normalize('NFC', text).lower().replace('i\u0307', 'i').replace('ı', 'i') # Turkish İ and I
+    return Counter(c for c in text if not c.isspace())
+
 def text_lines(corpus: Corpus,
                most: int = 6 # examples
               ) -> list:     # of str
     "Tokens, and what the normalizer changed"
     tokens, changes = corpus.tokenizer.tokens, corpus.changes
     seen = set(' '.join(corpus.rows('train').text)) if corpus.tokenizer.kind == 'character' else set(tokens)
-    lost = Counter(c for a, b in changes for c in a.lower() if c not in b.lower() and not c.isspace())
-    shown = [min((c for c in changes if sign in c[0].lower()), key=lambda c: len(c[0]))
+    gone = [_signs(a) - _signs(b) for a, b in changes]
+    lost = Counter(c for signs in gone for c in signs.elements())
+    shown = [min((c for c, signs in zip(changes, gone) if sign in signs), key=lambda c: len(c[0]))
              for sign, _ in lost.most_common(most)]
     unseen = [t for t in tokens[1:] if t not in seen]
     return [corpus.text_report().splitlines()[0], *([f'never in training: {" ".join(unseen)}'] if unseen else []),

@@ -15,7 +15,7 @@ def scaled_milestones(config: TemperatureConfig,
                       epochs: int # E, epochs of the run
                      ) -> list:   # last epoch of each stage but the last
     "The temperature's milestones in a run of E epochs"
-    return [round(epochs * m / config.reference_epochs) for m in config.milestones]
+    return [round(min(epochs, config.reference_epochs) * m / config.reference_epochs) for m in config.milestones]
 
 # %% ../nbs/08_schedule.ipynb #temperature-at
 def temperature_at(epoch: int,  # counted from 1

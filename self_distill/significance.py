@@ -181,6 +181,7 @@ class PairedTest:
     unit: str  # what is independent: 'speakers' or 'utterances'
     units: int  # how many of them
     runs: int  # paired training runs
+    single: bool = False # several runs on one side, one on the other
 
     @property
     def relative(self): return 100 * self.improvement / self.baseline if self.baseline else 0.0
@@ -201,6 +202,7 @@ def _sentence(test):
     p, verdict = p_text(test.p_value), 'significant' if test.significant else 'not significant'
     if not test.standard_error: return f'{test.improvement:+.2f} points, the same errors everywhere ({p}, {verdict})'
     runs = f'{test.runs} runs' if test.runs > 1 else 'one run each: these checkpoints, not their recipes'
+    if test.single: runs += ' on one side, one on the other: that checkpoint, not its recipe'
     return (f'{test.improvement:+.2f} points [{test.low:+.2f}, {test.high:+.2f}], {test.relative:+.1f} % relative, '
             f'{p}: {verdict}; detectable: {test.detectable:.2f} points or {test.detectable_relative:.1f} % relative '
             f'({test.units} {test.unit}, {runs})')
@@ -275,4 +277,5 @@ def paired_bootstrap(baseline: pd.DataFrame, # a table of `count_errors`, with `
         improvement=float(value), low=float(value - margin), high=float(value + margin),
         p_value=float(_p_value(value, error, freedom) if error else value == 0), standard_error=float(error),
         detectable=float(margin + error * stdtrit(freedom, 0.80)),
-        unit=UNITS[unit], units=words.shape[1], runs=words.shape[0])
+        unit=UNITS[unit], units=words.shape[1], runs=words.shape[0],
+        single=len(words) > 1 and 1 in (_with_runs(t).run.nunique() for t in (baseline, system)))

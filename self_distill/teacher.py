@@ -49,7 +49,7 @@ def _load_foreign(config, corpus, device):
     named = copy(config)
     named.run = model.name.replace(':', '.') # a folder may have any name
     model = model.to(device).requires_grad_(False)
-    return LoadedModel(model, corpus.tokenizer, named, dict(best_val_wer=None, sha256=None), None, teacher_hash(model))
+    return LoadedModel(model, corpus.tokenizer, named, dict(best_val_wer=None), None, teacher_hash(model))
 
 # %% ../nbs/16_teacher.ipynb #load-teacher
 def load_teacher(config: Config,         # of the student

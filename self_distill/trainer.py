@@ -194,6 +194,12 @@ def _remember(self: Trainer, metrics):
 
 # %% ../nbs/17a_trainer.ipynb #end-epoch
 @patch
+def _teacher_wer(self: Trainer):
+    "The teacher's dev WER; None where that is of another dev set"
+    data = self.teacher and self.teacher.payload.get('data') or self.data
+    return teacher_wer(self.teacher) if data['fingerprint']['dev'] == self.data['fingerprint']['dev'] else None
+
+@patch
 def end_epoch(self: Trainer):
     "Validate, save, and say how the run stands"
     c, start = self.config, time.perf_counter()
@@ -204,7 +210,7 @@ def end_epoch(self: Trainer):
     self.name_checkpoints()
     validation = time.perf_counter() - start
     self.log.say(epoch_sentence(self.history[-1], c.training.epochs, self.best, validation))
-    for text in check_course(self.epoch, self.best, c.monitoring, teacher_wer(self.teacher)): self.log.say(text)
+    for text in check_course(self.epoch, self.best, c.monitoring, self._teacher_wer()): self.log.say(text)
 
 # %% ../nbs/17a_trainer.ipynb #name-checkpoints
 @patch

@@ -131,9 +131,10 @@ def check_course(epoch: int,      # just finished
                  teacher_wer=None # the teacher's dev WER, percent
                 ) -> list:        # of sentences, often empty
     "What milestones and triggers say after an epoch"
-    found = [f'Milestone: dev WER {best:.2f} % by epoch {epoch} is {"on course" if best < m.wer else "behind"} '
-             f'(expected below {m.wer} %)' for m in config.milestones if m.epoch == epoch]
-    def trigger(what, remedy): found.append(f'Trigger: {what} after {epoch} epochs. Remedy: {REMEDIES[remedy]}')
+    def remedy(name): return f'. Remedy: {REMEDIES[name]}'
+    found = [f'Milestone: dev WER {best:.2f} % by epoch {epoch} is {"on course" if best < m.wer else "behind"} (expected '
+             f'below {m.wer} %){"" if best < m.wer else remedy("not learning")}' for m in config.milestones if m.epoch == epoch]
+    def trigger(what, name): found.append(f'Trigger: {what} after {epoch} epochs{remedy(name)}')
     late = config.not_learning
     if late and epoch == late.epoch and best > late.wer: trigger(f'dev WER still above {late.wer} %', 'not learning')
     if teacher_wer is not None and epoch == config.not_beating_teacher and best >= teacher_wer:

@@ -68,9 +68,9 @@ class Piece(NamedTuple):
 def _window(level, pause, last):
     "Spans of a window, where the next window starts, and whether it overlaps"
     spans, size = speech_spans(level, pause) if pause else [(0, len(level))], len(level)
-    if last or not spans or spans[-1][1] < size: return spans, size, False
+    if last or not spans or spans[-1][1] + max(pause, 2) - 1 <= size: return spans, size, False # ended by a pause
     if spans[-1][0] >= size//2: return spans[:-1], spans[-1][0], False # read again from its beginning
-    return spans, size - 2*round(CONTEXT/FRAME_SECONDS), True
+    return [*spans[:-1], (spans[-1][0], size)], size - 2*round(CONTEXT/FRAME_SECONDS), True
 
 def cut(recording,   # `Recording` or `StoredFeatures`
         pause=0.3    # seconds of quiet at which to cut; 0: windows of 30 s

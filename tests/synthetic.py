@@ -72,8 +72,9 @@ def invented(run) -> Record:
     c, rng = run.config, generator(run.name)
     error = ERROR.get(run.row, 0.13) + rng.normal(0, 0.005)
     spoken = {s: split_of(c.data.corpus, s, c.data.fold if c.data.protocol == 'folds' else None) for s in ('dev', 'test')}
-    decoders = {'greedy': (1, {})} | {d.name: (0.65, BEAM | dict(language_model_order=d.order, extra_text=list(d.extra_text))) if d.extra_text else (0.75, BEAM)
-                                      for d in run.decoders if d.name in ('beam', 'beam_text')}
+    decoders = {'greedy': (1, {})} | {
+        d.name: (0.65 if d.extra_text else 0.75, BEAM | dict(language_model_order=d.order, extra_text=list(d.extra_text)))
+        for d in run.decoders if d.name in ('beam', 'beam_text')}
     means = ['ensemble_015_020_025', 'average'] if run.ensemble else []
     decodes = [make_decode(split, name, u, misheard(u, error * factor, rng), settings, checkpoint, WEIGHTS) for split, u in spoken.items()
                for name, (factor, settings) in decoders.items() for checkpoint in ('best', *(means if name == 'greedy' else ()))]

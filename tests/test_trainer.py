@@ -252,6 +252,9 @@ def test_the_teachers_wer_is_that_of_its_weights(copy, shared_cache, root):
     run = Trainer(taught(shared_cache, teacher=copy))
     run._introduce(False)
     assert 'dev WER 88.25 %' in (root/'logs/training.log').read_text() and run._payload()['teacher']['wer'] == 88.25
+    assert run._teacher_wer() == 88.25
+    run.teacher.payload['data'] = run.data | dict(fingerprint=run.data['fingerprint'] | dict(dev='0' * 64))
+    assert run._teacher_wer() is None # of another dev set
 
 # the record of a run, and other data than the run's own
 
