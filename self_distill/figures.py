@@ -142,6 +142,7 @@ def records(self: Results, row: str # 'student', or 'official.student' for anoth
     if runs := self.missing(group, name): self._refuse(runs)
     return [self.record(run) for run in run_names(self.plan.groups[group], name)]
 
+# %% ../nbs/27_figures.ipynb #teachers
 @patch
 def teachers(self: Results) -> list: # of Record, in the order of the students
     "Records of those that taught the row `student`; MissingRecords where there are none"
