@@ -93,7 +93,14 @@ def training_cost() -> Record:
     return Record(kind='benchmark', run='training_cost', config=dict(ratios=list(ratios), rounds=3), config_hash='0', corpus='an4',
                   protocol='none', seed=0, parameters=7_350_000, arrays=dict(ratios=make_array(rounds)), **SAME)
 
+TEXTS = {} # name of a run → its record's text, which is the same each time
+
+def text_of(run):
+    if run.name not in TEXTS: TEXTS[run.name] = record_text(invented(run))
+    return TEXTS[run.name]
+
 def write_records(plan, folder, keep=lambda run: True):
     "A record for every run of a plan that `keep` keeps, and that of the benchmark"
-    for record in [training_cost(), *(invented(run) for run in load_plan(plan).values() if keep(run))]:
-        with atomic_write(folder/f'{record.run}.json') as file: file.write(record_text(record))
+    texts = {run.name: text_of(run) for run in load_plan(plan).values() if keep(run)} | dict(training_cost=record_text(training_cost()))
+    for name, text in texts.items():
+        with atomic_write(folder/f'{name}.json') as file: file.write(text)

@@ -266,7 +266,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 def server():
     handler = type('Toy', (Server,), dict(asked=[]))
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as service:
-        threading.Thread(target=service.serve_forever, daemon=True).start()
+        threading.Thread(target=service.serve_forever, args=(0.01,), daemon=True).start()
         handler.url = f'http://127.0.0.1:{service.server_port}/toy.tar.gz'
         yield handler
         service.shutdown()

@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 pytest.importorskip('kenlm')
 from self_distill.beam_search import BeamDecoder
 from self_distill.ngrams import estimate_arpa
-from self_distill.prefix_search import example_log_probs, kept_frames, pick_engine
+from self_distill.prefix_search import example_log_probs, pick_engine
 from self_distill.text import Tokenizer
 
 ENGINES = ['pyctcdecode', 'ctc-beam-decoder']
@@ -54,8 +54,9 @@ def test_skipping_changes_nothing(engine, with_model, arpa):
 def test_engines_agree(arpa, log_probs):
     pytest.importorskip('ctc_beam_decoder')
     for values in [(0.9, 1.5, 10), (0.3, -1.0, 3), (1.5, 4.0, 40)]:
-        one, other = ([details(h) for h in BeamDecoder(LETTERS, arpa, *values, engine=e).nbest_batch(log_probs)] for e in ENGINES)
-        assert one == other
+        one, other = (BeamDecoder(LETTERS, arpa, *values, engine=e).nbest_batch(log_probs) for e in ENGINES)
+        assert [*map(details, one)] == [*map(details, other)]
+        for found in (*one, *other): assert [h.score for h in found] == sorted((h.score for h in found), reverse=True)
 
 def test_the_cpp_engine_is_the_default_where_it_loads_and_pyctcdecode_elsewhere(arpa, log_probs, monkeypatch, tmp_path, capfd):
     expected = BeamDecoder(LETTERS, arpa, engine='pyctcdecode').decode_batch(log_probs[:10])
@@ -127,12 +128,6 @@ def test_word_tokens_repeat_and_keep_their_times(engine, tmp_path):
         peaks = np.flatnonzero(x.argmax(1))
         assert [w.start for w in best.words] == pytest.approx(list(peaks * 0.04))
 
-def test_confidence_is_a_share(arpa, log_probs):
-    for hypotheses in BeamDecoder(LETTERS, arpa, lm_weight=0.2, beam_width=50).nbest_batch(log_probs, n=50):
-        assert [h.score for h in hypotheses] == sorted((h.score for h in hypotheses), reverse=True)
-        assert all(0 < w.confidence <= 1 for h in hypotheses for w in h.words)
-        assert all(h.score == pytest.approx(h.acoustic + h.language) for h in hypotheses)
-
 @pytest.mark.parametrize('engine', ENGINES)
 def test_pool_is_made_once_retuned_and_closed(engine, arpa, log_probs):
     single = BeamDecoder(LETTERS, arpa, engine=engine)
@@ -158,8 +153,4 @@ def test_a_killed_worker_is_an_error_and_not_a_wait(arpa, log_probs):
         with pytest.raises(RuntimeError, match='fewer workers'):
             for _ in range(20): decoder.decode_batch(log_probs * 3)
         assert decoder.decode_batch(log_probs) == expected # a new pool
-
-def test_lower_threshold_skips_more(log_probs):
-    counts = [sum(len(kept_frames(x, t)) for x in log_probs) for t in (1, 0.9933, 0.9, 0.5)]
-    assert counts == sorted(counts, reverse=True) and counts[0] == sum(map(len, log_probs))
 

@@ -93,27 +93,15 @@ def equals(rng, words, run_sds, trials):
 
 
 def false_alarms(words, run_sds, used, trials=1500):
-    "Whether the first two rows are called different, tested with the noise of the first `used` rows; whether theirs alone is below 0"
+    "Whether the first two rows are called different, tested with the noise of the first `used` rows"
     errors = equals(np.random.default_rng(0), words, run_sds, trials)
     pairs = [_noise(_spread(errors[:, i] - errors[:, j], words), 2 / used) for i, j in combinations(range(used), 2)]
     test = _difference(errors[:, 0] - errors[:, 1], words, _average(pairs))
-    return _p_value(*test) < 0.05, pairs[0].variance <= 0
-
-
-def at_most_5_percent(wrong): return wrong.mean() <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / len(wrong))
-
-
-@pytest.mark.parametrize('design', DESIGNS)
-def test_equal_recipes_are_not_called_different(design):
-    for rows in (2, 7):
-        wrong, hidden = false_alarms(DESIGNS[design], [0.45] * rows, rows)
-        assert wrong.mean() <= 0.05, f'{rows} rows: {100 * wrong.mean():.1f} %'
-        assert at_most_5_percent(wrong[hidden]), f'{rows} rows, noise hidden: {100 * wrong[hidden].mean():.1f} % of {hidden.sum()}'
+    return _p_value(*test) < 0.05
 
 
 def test_rows_that_vary_more_than_the_others_are_not_called_different():
-    wrong, _ = false_alarms(FOLDS, [0.98, 0.98, 0.2, 0.2], 4)
-    assert wrong.mean() <= 0.05
+    assert false_alarms(FOLDS, [0.98, 0.98, 0.2, 0.2], 4).mean() <= 0.05
 
 
 def as_table(errors, words):

@@ -119,11 +119,6 @@ def test_a_run_learns_is_decoded_and_teaches(root):
     assert records[1].teacher.run == 'pieces' and records[0].fingerprint == records[1].fingerprint
     assert train(student()).run == 'student'                                    # finished: found, not refused
 
-def test_the_search_engines_read_a_trained_model_alike(root):
-    pytest.importorskip('ctc_beam_decoder')
-    texts = {e: evaluate(BEST, 'dev', (Beam(name=f'with-{i}', engine=e, workers=1),), show=False).decodes[-1].hypotheses for i, e in enumerate(ENGINES)}
-    assert texts[ENGINES[0]] == texts[ENGINES[1]]
-
 def test_a_teacher_of_other_pieces_is_refused(root):
     for more in (dict(text=dict(tokenizer='subword', vocabulary=27)), dict(text=dict(tokenizer='character')), dict(data=dict(transcribed=0.5))):
         config = student(**more)

@@ -14,6 +14,7 @@ from self_distill.ensemble_table import evaluate_ensemble
 from self_distill.evaluate import Beam, Greedy, evaluate
 from self_distill.learner import TrainingError, loader
 from self_distill.records import RecordError
+from self_distill.schedule import learning_rate_at
 from self_distill.trainer import Trainer
 from self_distill.training import train, training_record
 
@@ -46,19 +47,22 @@ def copy(trained, root):
 @pytest.mark.parametrize('batch, steps', [(6, 1), (6, 2), (6, 4), (7, 3), (36, 3), (5, 8), ('frames', 2)])
 def test_every_utterance_is_in_one_update_an_epoch(batch, steps, shared_cache, monkeypatch):
     windows = []
-    def step(self, window, T): windows.append([i for batch in window for i in batch.ids]); return dict(hard_ctc_loss=1., gradient_norm=1.)
+    def step(self, window, T):
+        windows.append((int(self.train_set.epoch), T, [i for batch in window for i in batch.ids]))
+        return dict(hard_ctc_loss=1., gradient_norm=1.)
     monkeypatch.setattr(Trainer, 'train_step', step)
-    size = dict(batch_frames=1200) if batch == 'frames' else dict(batch_size=batch)
-    run = Trainer(short(shared_cache, **size, gradient_accumulation_steps=steps))
+    sizes = dict(batch_frames=1200) if batch == 'frames' else dict(batch_size=batch)
+    run = Trainer(short(shared_cache, **sizes, gradient_accumulation_steps=steps))
     run.log.rewind(0)
-    for stop in (False, True):
-        windows.clear(); run.window = run.update = 0
+    for epoch, T, stop in ((1, 4., False), (2, 3.5, True)):
+        windows.clear(); run.window = run.update = 0; run.epoch = epoch - 1
         if stop:  # in the middle: what is left makes the same updates
             with pytest.raises(trainer.TrainingStopped): run.run_epoch(['SIGTERM'], trainer.tqdm(disable=True))
         run.run_epoch([], trainer.tqdm(disable=True))
-        batches = frame_batches(run.train_set.lengths, 1200, 0, 1) if batch == 'frames' else epoch_batches(run.train_set.lengths, batch, 0, 1)
+        make, size = (frame_batches, 1200) if batch == 'frames' else (epoch_batches, batch)
+        batches = make(run.train_set.lengths, size, 0, epoch)
         expected = [[run.train_set.rows.id[i] for batch in batches[k:k + steps] for i in batch] for k in range(0, len(batches), steps)]
-        assert windows == expected and len(windows) == run.updates_per_epoch == run.update
+        assert windows == [(epoch, T, ids) for ids in expected] and len(windows) == run.updates_per_epoch == run.update
     run.log.close()
 
 def test_an_update_is_the_same_in_one_batch_or_several(shared_cache):
@@ -97,6 +101,8 @@ def test_a_poisoned_utterance_is_skipped_counted_and_named(make, shared_cache, r
     run = poisoned(Trainer(short(shared_cache)), make, ['train-0003'])
     run.fit()
     assert run.skipped == 2 and run.update == 6 and run.bad in (0, 1)  # once an epoch
+    rates = [learning_rate_at(e['update'] - 1, run.updates, run.config.training.optimizer) for e in run.history]
+    assert [e['learning_rate'] for e in run.history] == rates
     assert all(torch.isfinite(p).all() for p in (*run.model.state_dict().values(), *run.average.state_dict().values()))
     named = [line for line in (root/'logs/training.log').read_text().splitlines() if 'Skipped update' in line]
     assert len(named) == 2 and all('train-0003' in line and len(line.split('utterances ')[1].split(', ')) == 12 for line in named)
@@ -199,12 +205,15 @@ def test_a_finished_run_returns_its_record_and_writes_nothing(copy, shared_cache
     record = train(short(shared_cache))
     assert len(record.epochs) == 2 and {p: p.stat().st_mtime_ns for p in (root/'models').rglob('*.pt')} == before
 
-@pytest.mark.parametrize('precision', [pytest.param('bfloat16', marks=pytest.mark.skipif(not machine.computes_bfloat16(), reason='no bfloat16 here')), 'float32'])
-def test_a_run_moves_to_another_precision_as_a_new_run_taught_by_it(precision, copy, shared_cache, root):
-    "A model trained in one precision teaches, and is evaluated, in any other."
-    run = Trainer(settings('moved', shared_cache, teacher=dict(checkpoint=str(copy)), training=TRAINING | dict(epochs=1, precision=precision), memory_optimization=dict(teacher_fp16=True)))
-    run.fit()
-    assert all(p.dtype == torch.float32 for p in load_model(root/'models/moved/checkpoint_best.pt').model.parameters())
+@pytest.mark.skipif(not machine.computes_bfloat16(), reason='no bfloat16 here')
+def test_a_model_teaches_in_another_precision(copy, shared_cache, root):
+    losses = []
+    for precision in ('float32', 'bfloat16'):
+        run = Trainer(settings(precision, shared_cache, teacher=dict(checkpoint=str(copy)), training=TRAINING | dict(epochs=1, precision=precision), memory_optimization=dict(teacher_fp16=True)))
+        run.fit()
+        losses.append(run.history[0]['train/hard_ctc_loss'])
+        assert {p.dtype for p in load_checkpoint(root/f'models/{precision}/checkpoint_best.pt')['model'].values() if p.is_floating_point()} == {torch.float32}
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.05)
 
 def test_a_cpu_without_bfloat16_asks_for_float32(monkeypatch):
     for module in (machine, teacher): monkeypatch.setattr(module, 'computes_bfloat16', lambda: False)
@@ -357,3 +366,7 @@ def test_a_teacher_that_was_trained_on_the_test_set_is_refused(tmp_path, monkeyp
     assert train(student(allow_leaks=True)).config['data']['allow_leaks'] is True
     record = evaluate('models/student/checkpoint_best.pt', 'test', show=False) # it has heard what its teacher has
     assert any('the model has heard' in note for note in record.notes)
+    first, tuned = 'models/pictures/checkpoint_best.pt', 'models/tuned/checkpoint_best.pt' # and what the weights have that it began with
+    train(picture_config('tuned', data=dict(path='swapped.csv', allow_leaks=True), training=dict(epochs=1, initial_checkpoint=first)))
+    assert any('the model has heard' in note for note in evaluate(tuned, 'test', show=False).notes)
+    assert len(ensemble.load_ensemble([first, tuned]).payload['data']['sounds']) > len(load_model(first).payload['data']['sounds'])
