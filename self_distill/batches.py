@@ -14,7 +14,7 @@ from operator import eq
 from types import SimpleNamespace
 
 import numpy as np, torch
-from fastcore.basics import patch
+from fastcore.basics import chunked, patch
 from torch.nn.utils.rnn import pad_sequence
 
 from .augmentation import add_noise, spec_augment, time_stretch, utterance_generator, warp_voice
@@ -258,9 +258,6 @@ def collate(utterances # a list of `Utterance`
                  pad(labels), torch.tensor([len(l) for l in labels]), [u.text for u in utterances],
                  pad([u.answer for u in utterances]) if answered else None)
 
-# %% ../nbs/05_batches.ipynb #chunks
-def _chunks(items, size): return [items[start:start + size] for start in range(0, len(items), size)]
-
 # %% ../nbs/05_batches.ipynb #epoch-batches
 def epoch_batches(lengths,     # input frames of each utterance
                   batch_size,  # utterances in a batch; the last of each epoch may have fewer
@@ -271,8 +268,8 @@ def epoch_batches(lengths,     # input frames of each utterance
     "Every utterance once, in batches of similar length, in random order"
     generator = utterance_generator(seed, epoch, 'order of batches')
     order = torch.randperm(len(lengths), generator=generator).tolist()
-    by_length = [i for part in _chunks(order, pool*batch_size) for i in sorted(part, key=lambda i: lengths[i])]
-    batches = _chunks(by_length, batch_size)
+    by_length = [i for part in chunked(order, pool*batch_size) for i in sorted(part, key=lambda i: lengths[i])]
+    batches = list(chunked(by_length, batch_size))
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 # %% ../nbs/05_batches.ipynb #batch-sizes

@@ -37,12 +37,12 @@ Config = Annotated[str, typer.Option(help='YAML file, such as configs/demo.yaml'
 Overrides = _words('dotted settings, training.epochs=3 seed=1')
 
 # %% ../nbs/29_cli.ipynb #train-result
-def _result(record):
+def _result(record, folder):
     "How a training came out, and what comes next"
     best = min(record.epochs, key=lambda e: e['wer'])
     return (f'{record.run}: best dev WER {best["wer"]:.2f} % at epoch {best["epoch"]} of {len(record.epochs)}, '
             f'record results/{record.run}.json\nNext: self-distill evaluate-beam --checkpoint '
-            f'{record.config["checkpoints"]["folder"]}/{record.run}/checkpoint_best.pt')
+            f'{folder}/{record.run}/checkpoint_best.pt')
 
 # %% ../nbs/29_cli.ipynb #train
 @app.command()
@@ -55,7 +55,7 @@ def train(config: Config, overrides: Overrides = None,
     if not notebook:
         from self_distill.training import train
         record = train(settings)
-        if os.environ.get('RANK', '0') == '0': typer.echo(_result(record)) # of several processes, one speaks
+        if os.environ.get('RANK', '0') == '0': typer.echo(_result(record, settings.checkpoints.folder)) # of several processes, one speaks
         return
     if 'TORCHELASTIC_RUN_ID' in os.environ: raise ValueError('torchrun starts several processes, and a notebook has one: add --no-notebook')
     from self_distill.experiments import run_notebook

@@ -250,6 +250,12 @@ class MonitoringConfig:
     target_beam: Optional[tuple[float, float]] = None   # the same, of a beam search
     max_bad_steps: Count = 20        # consecutive updates with NaN or Inf after which training stops
 
+    @model_validator(mode='after')
+    def _ranges(self):
+        for low, high in filter(None, (self.target_greedy, self.target_beam)):
+            if low > high: raise ValueError(f'a target is [low, high]; {low:g} is above {high:g}')
+        return self
+
 # %% ../nbs/00a_config.ipynb #config-class
 @dataclass(config=SECTION)
 class Config:

@@ -10,6 +10,7 @@ __all__ = ['ADDED', 'FREE', 'valid_keys', 'nearest_key', 'dotted', 'ConfigError'
 import difflib, hashlib, json, re
 from copy import deepcopy
 from dataclasses import asdict, fields, is_dataclass
+from datetime import date
 from functools import lru_cache
 from pathlib import Path
 
@@ -63,11 +64,16 @@ def _explain(error, source):
     return f'{source}: {value}{error["msg"].removeprefix("Value error, ")}'
 
 # %% ../nbs/00b_config_io.ipynb #build-config
+def _spelled(value):
+    "A date, which YAML takes for more than a word, as it was written; TypeError for anything else"
+    if isinstance(value, date): return str(value)
+    raise TypeError(f'{value!r} is no value')
+
 def build_config(values: dict,   # nested, as in the YAML file
                  source='config' # what to call it in an error: the file's name
                 ) -> Config:
     "A checked `Config`; unknown keys, wrong types and numbers out of range are refused by name"
-    try: return TypeAdapter(Config).validate_json(json.dumps(values), strict=True)
+    try: return TypeAdapter(Config).validate_json(json.dumps(values, default=_spelled), strict=True)
     except ValidationError as e: raise ConfigError('\n'.join(_explain(x, source) for x in e.errors())) from None
     except TypeError as e:
         raise ConfigError(f'{source}: {e}; keys are words, values numbers, words, lists or sections') from None
@@ -90,14 +96,15 @@ def _parsed(text, source):
             depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
             if depth > 20: raise ConfigError(f'{where}: nested more than 20 deep; configs have three levels')
         return YAML(typ='safe', pure=True).load(text)
-    except YAMLError as e: raise ConfigError(f'{source}: not valid YAML: {e}') from None
+    except ConfigError: raise
+    except (YAMLError, ValueError) as e: raise ConfigError(f'{source}: not valid YAML: {e}') from None
 
 def _plain_yaml(text, source): return deepcopy(_parsed(text, str(source)))
 
 # %% ../nbs/00b_config_io.ipynb #merge
 def _merge(base, over):
-    "`over` upon `base`, section by section"
-    sections = {k: _merge(base[k], v) for k, v in over.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
+    "`over` upon `base`, section by section; an empty section takes its keys away"
+    sections = {k: _merge(base[k], v) for k, v in over.items() if v and isinstance(v, dict) and isinstance(base.get(k), dict)}
     return base | over | sections
 
 # %% ../nbs/00b_config_io.ipynb #similar-file

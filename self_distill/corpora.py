@@ -296,7 +296,7 @@ def _read_files(manifest, cache, data, keep):
     manifest = _facts_from_headers(_stamped(manifest, cache, keep), cache, data, keep)
     hours, frames = _seconds(manifest).sum()/3600, manifest.frames.sum()
     size = cache.size(frames, manifest.width.max()) if len(manifest) else ''
-    if hours > data.check_hours:
+    if hours > data.check_hours and data.on_error == 'raise':
         note = (f'{hours:.0f} hours are more than data.check_hours ({data.check_hours:g}): files are read, and damaged '
                 'ones found, when they are first needed')
         return _check_lengths(manifest, keep), False, note + (f'. Their features take {size}' if cache.keep else '')
@@ -317,6 +317,9 @@ def load_corpus(data: DataConfig,        # which corpus, where, how it is split
     if data.protocol != 'official' and data.corpus in ('demo', 'mboshi', 'manifest'):
         raise ValueError(f'data.protocol {data.protocol!r}: corpus {data.corpus} has one split; remove `folds` and '
                          'data.protocol, or divide it in a function of your own (data.corpus=module:function)')
+    if data.fold and data.protocol == 'official':
+        raise ValueError(f'data.fold {data.fold}: protocol official has no folds; set data.protocol=folds, '
+                         'or remove data.fold')
     source, skipped = data.path or data.corpus, []
     cache = FeatureCache(root_path(data.cache)/'features', features, data.keep_features)
     keep = lambda manifest, check: _each_row(manifest, check, data.on_error, skipped)

@@ -152,7 +152,7 @@ def numbered_checkpoints(run: str,         # name of the run
     found = named or sorted(place.glob('checkpoint_epoch_*.pt'))
     if len(found) < (best or 1):
         raise CheckpointError(f'{place}: {len(found)} numbered checkpoints, {best or 1} asked for; choose fewer, '
-                              'or train the run first (self-distill train --config …)')
+                              'train the run first (self-distill train --config …), or name the files (--checkpoint)')
     if best is None: return found
     return sorted(sorted(found, key=lambda path: load_checkpoint(path)['val_wer'])[:best])
 

@@ -69,6 +69,7 @@ def package_versions() -> dict: # name → version, 'python' first
     return found
 
 # %% ../nbs/12_environment.ipynb #computes-bfloat16
+@cache
 def computes_bfloat16() -> bool:
     "Whether LSTM layers run in bfloat16 on this CPU: on x86, oneDNN asks for AVX-512"
     with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.autocast('cpu', torch.bfloat16):

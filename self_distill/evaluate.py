@@ -183,7 +183,8 @@ def score_lines(record: Record,
     kinds = ('substitutions', 'deletions', 'insertions')
     shares = ', '.join(f'{k} {100 * sum(getattr(words, k)) / sum(words.reference):.2f}%' for k in kinds)
     title = f'{decode.split.title()} WER ({decode.decoder}): {decode.wer:.2f}%'
-    return [title, f'  {within}; {sum(words.reference)} words', f'  {shares}',
+    synthetic = ['  The demo corpus is synthetic speech'] if record.corpus == 'demo' else []
+    return [title, f'  {within}; {sum(words.reference)} words', f'  {shares}', *synthetic,
             f'{decode.split.title()} CER ({decode.decoder}): {decode.cer:.2f}%']
 
 # %% ../nbs/23_evaluate.ipynb #target-lines
@@ -245,9 +246,11 @@ def score(opened: Opened,
     checkpoint, weights = checkpoint_name(opened.loaded.path), opened.loaded.weights_sha256
     decode = make_decode(log_probs.split, name, log_probs.utterances, hypotheses, settings, checkpoint, weights)
     times = {f'decode_{name}_{log_probs.split}': round(seconds, 3)}
+    left = [f'excluded {i}: {why}' for i, why in opened.corpus.skipped]
     def add(record):
         kept = _without_former_weights(record, checkpoint, weights)
-        return add_decode(changed(kept, times=kept.times | times), decode, log_probs.utterances)
+        kept = changed(kept, times=kept.times | times, notes=[*dict.fromkeys([*kept.notes, *left])])
+        return add_decode(kept, decode, log_probs.utterances)
     if log_probs.split == 'test': _note_reading(opened.record, decode, why, opened.folder)
     opened.keep(add)
     return decode
@@ -284,6 +287,7 @@ def _decode(opened, log_probs, decoder, texts, settings, why, show):
     decode = score(opened, log_probs, decoder.name, hypotheses, settings, why, time.perf_counter() - start)
     targets = opened.loaded.config.monitoring
     target = targets.target_greedy if isinstance(decoder, Greedy) else targets.target_beam
+    if opened.elsewhere or decode.split == 'train': target = None # it is one of dev and test, of the run's own corpus
     if show: print('\n'.join([*score_lines(opened.record, decode), *target_lines(decode, target)]))
     return decode
 

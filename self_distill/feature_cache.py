@@ -45,7 +45,7 @@ def read_array(path # a `.npy` file
               ) -> torch.Tensor: # (T, F) float32
     "Features that were computed elsewhere and stored by NumPy"
     try: x = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError, MemoryError) as e:
+    except Exception as e: # NumPy raises many kinds for a damaged file
         raise ValueError(f'{path}: not readable as a NumPy array ({e}); store it with numpy.save') from None
     fault = _array_fault(x)
     if fault: raise ValueError(f'{path}: {fault}')

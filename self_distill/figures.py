@@ -285,14 +285,19 @@ IN_LATEX = {'α': r'$\alpha$', 'β': r'$\beta$', 'γ': r'$\gamma$', 'ε': r'$\va
             '×': r'$\times$', '→': r'$\rightarrow$', '−': r'$-$', '–': '--', '±': r'$\pm$', '≥': r'$\geq$', '<': r'$<$',
             '…': r'\dots{}'}
 
+def _escaped(text): return re.sub(r'([%&_#])', r'\\\1', text)
+
 def latex_table(table: pd.DataFrame, # of text
                 name: str, # of the label
-                caption: str
+                caption: str,
+                notes=() # sentences to stand below
                ) -> str:
     "A floating table with booktabs rules; ValueError for a sign that plain LaTeX cannot set"
-    caption, columns = re.sub(r'([%&_])', r'\\\1', caption), 'l' + 'r' * (table.shape[1] - 1)
-    text = table.to_latex(index=False, escape=True, caption=caption, label=f'tab:{name}', position='tb',
+    columns = 'l' + 'r' * (table.shape[1] - 1)
+    text = table.to_latex(index=False, escape=True, caption=_escaped(caption), label=f'tab:{name}', position='tb',
                           column_format=columns)
+    below = f'\\par\\smallskip\\footnotesize {_escaped(" ".join(notes))}\n' if notes else ''
+    text = text.replace('\\end{table}', f'{below}\\end{{table}}')
     for sign, latex in IN_LATEX.items(): text = text.replace(sign, latex)
     odd = sorted({c for c in re.findall(r'[^\x00-\x7F]', text) if not unicodedata.name(c, '').startswith('LATIN')})
     if odd: raise ValueError(f'{name}: no LaTeX is known for {" ".join(odd)}; add it to figures.IN_LATEX')
@@ -304,11 +309,12 @@ def save_table(table: pd.DataFrame, # of text, to be read
                results: Results,    # whose used records are listed
                caption: str,
                numbers: pd.DataFrame = None, # for the CSV; None: the same table
-               folder='thesis_figures'
+               folder='thesis_figures',
+               notes=() # sentences to stand below
               ) -> Path: # of the LaTeX file
     "Write a table as LaTeX and CSV with the JSON of its records"
     path, inputs = root_path(folder)/name, inputs_text(name, results)
-    _write(f'{path}.tex', latex_table(table, name, caption))
+    _write(f'{path}.tex', latex_table(table, name, caption, notes))
     numbers = table if numbers is None else numbers
     _write(f'{path}.csv', numbers.to_csv(index=False, float_format='%.4f', lineterminator='\n'))
     _write(f'{path}.json', inputs)

@@ -8,7 +8,7 @@ __all__ = ['KNOWN', 'ALIASES', 'QUOTING', 'NEEDED', 'NAMES', 'ASIDE', 'TABLES', 
            'recognize', 'manifest']
 
 # %% ../nbs/04c_formats.ipynb #imports
-import csv, difflib, hashlib, json, os, re, warnings
+import csv, difflib, hashlib, json, os, re, warnings, zlib
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -48,7 +48,7 @@ def _opened(path):
     "A text file, compressed by gzip or not"
     try:
         with opened(path, 'rt', encoding='utf-8-sig', newline='') as file: yield file
-    except (UnicodeDecodeError, EOFError, OSError) as e:
+    except (UnicodeDecodeError, EOFError, OSError, zlib.error) as e:
         raise ValueError(f'{path}: not readable as text in UTF-8 ({e}); save it as such') from None
 
 # %% ../nbs/04c_formats.ipynb #csv-rows
@@ -312,10 +312,14 @@ def glosses(folder: Path, cache=None) -> pd.DataFrame:
     files, parts = {}, []
     for p in folder.rglob('*.npy'): files.setdefault(p.stem, []).append(str(p))
     for split, path in _parts(folder, folder.rglob('*.corpus.csv')):
-        [header, *rows] = [row for _, row in _csv_rows(path)]
-        table = pd.DataFrame(rows, columns=header)
+        rows = _csv_rows(path)
+        if fault := _rows_fault(rows): raise ValueError(f'{path}{fault}')
+        [(_, header), *rows] = rows
+        table = pd.DataFrame([row for _, row in rows], columns=header)
         table = table.rename(columns=dict(name='id', annotation='text', orth='text', signer='speaker'))
-        parts.append(table[['id', 'text', 'speaker']].assign(split=split))
+        if not {'id', 'text'} <= set(table):
+            raise ValueError(f'{path}: needs the columns id and annotation; its header has {header}')
+        parts.append(table.reindex(columns=['id', 'text', 'speaker'], fill_value='').assign(split=split))
     table = pd.concat(parts, ignore_index=True)
     found = [files.get(i, [str(folder/f'{i}.npy')]) for i in table.id]
     if several := [f for f in found if len(f) > 1]:

@@ -7,7 +7,7 @@ __all__ = ['read_sentences', 'training_sentences', 'language_model_path', 'langu
            'language_model_report']
 
 # %% ../nbs/19a_language_model.ipynb #imports
-import hashlib, json
+import hashlib, json, zlib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def read_sentences(path     # a UTF-8 text file, plain or gzipped, one sentence 
     "The sentences of a text file"
     try:
         with opened(path, 'rt', encoding='utf-8') as file: lines = file.read().split('\n')
-    except (OSError, UnicodeDecodeError) as e:
+    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as e:
         raise ValueError(f'{path} cannot be read as UTF-8 text for the language model: {e}') from None
     return [' '.join(line.split()) for line in lines if line.strip()]
 

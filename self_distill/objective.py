@@ -21,7 +21,7 @@ from .schedule import warmed_up
 # %% ../nbs/08a_objective.ipynb #loss-terms
 @dataclass
 class LossTerms:
-    "The terms of one micro-batch, summed over its valid frames, and their weights"
+    "The terms of one micro-batch, each a sum, and their weights"
     raw: dict      # name → scalar tensor
     weights: dict  # name → its weight, such as α, β or γ
 
@@ -127,7 +127,7 @@ OF_TRANSCRIPTS = 'hard_ctc_loss', 'middle_ctc_loss', 'middle_soft_loss' # terms 
 
 @patch
 def _transcript_terms(self:Objective, student, labels, label_lengths):
-    "The terms that need a transcript, over the utterances that have one"
+    "The terms of the utterances that have a transcript"
     there, deep, smoothing = label_lengths > 0, self.config.deep_to_shallow, self.config.ctc_loss.label_smoothing
     if not there.any(): return {name: 0*student.logits.sum() for name in self.weights if name in OF_TRANSCRIPTS}
     hidden = [h[there] for h in student.hidden] if deep.weight else []

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np, torch
+from fastcore.basics import chunked
 from torch.nn.utils.rnn import pad_sequence
 
 from .batches import output_frames
@@ -242,7 +243,7 @@ def log_probs_of(loaded: LoadedModel,
     lengths = [len(x) for x in features] if lengths is None else lengths
     order, found = sorted(range(len(features)), key=lambda k: lengths[k]), {}
     device = next(loaded.model.parameters()).device
-    for batch in (order[i:i + batch_size] for i in range(0, len(order), batch_size)):
+    for batch in chunked(order, batch_size):
         x = pad_sequence([features[k] for k in batch], batch_first=True).to(device)
         out = loaded.model(x, torch.tensor([lengths[k] for k in batch], device=device))
         rows = out.logits.float().log_softmax(-1).cpu().numpy()

@@ -13,6 +13,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
@@ -80,9 +81,10 @@ def add_gradients(parameters: list # of a model; the same in each process
 def batch_norm(norm: nn.BatchNorm1d,
                rows: Tensor # (N, C), this process's frames
               ) -> Tensor:  # (N, C)
-    "Batch norm over the rows of all processes (Ioffe & Szegedy 2015)"
-    if processes() == 1 or not norm.training: return norm(rows)
+    "Batch norm over the rows of all processes (Ioffe & Szegedy 2015); a single row is normalized as in eval mode"
+    if not norm.training or (processes() == 1 and len(rows) > 1): return norm(rows)
     n = total(torch.tensor(float(len(rows)), device=rows.device))
+    if n == 1: return F.batch_norm(rows, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
     mean = total_with_gradient(rows.sum(0)) / n
     variance = total_with_gradient((rows - mean).square().sum(0)) / n
     with torch.no_grad():

@@ -52,7 +52,7 @@ def choose(table: pd.DataFrame # of `search_beam_settings`
 # %% ../nbs/21_search.ipynb #at-edge
 def at_edge(table: pd.DataFrame # of `search_beam_settings`
            ) -> list: # of str, such as 'lm_weight 0.05'
-    "Which of the chosen settings lie at the edge of their grid"
+    "Which of the chosen language model's weight and word bonus lie at the edge of their grid"
     chosen = choose(table)
     def edge(k): return table[k].nunique() > 1 and chosen[k] in (table[k].min(), table[k].max())
     return [f'{k} {chosen[k]:g}' for k in ('lm_weight', 'word_bonus') if edge(k)]

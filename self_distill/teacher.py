@@ -116,4 +116,6 @@ def teacher_sentences(teacher: LoadedModel | None,
            f'{count_parameters(teacher.model):,} parameters' if teacher else
            f"Teacher: the student's averaged weights, with full weight after {config.teacher.warmup:g} epochs")
     if not is_asked(config): return [who]
-    return [who, 'Temperature ' + ', '.join(f'{T} from epoch {e}' for e, T in stages.items() if e <= epochs)]
+    scaled = t.milestones and epochs < t.reference_epochs
+    note = f' (milestones scaled from {t.reference_epochs} to {epochs} epochs)' if scaled else ''
+    return [who, 'Temperature ' + ', '.join(f'{T} from epoch {e}' for e, T in stages.items() if e <= epochs) + note]

@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np, torch
+from fastcore.basics import chunked
 from tqdm.auto import tqdm
 
 from .batches import UtteranceDataset, collate, output_frames, paces
@@ -85,7 +86,7 @@ def _ask(teacher, layers, precision, data, device, positions, pace):
 def _write(file, data, ask, size, check):
     "Ask about all utterances at all paces, `size` at a time, and keep what is said"
     order, choice, done = sorted(range(len(data)), key=data.lengths.__getitem__), paces(data.augment), 0
-    batches = [(number, order[k:k + size]) for number in range(len(choice)) for k in range(0, len(order), size)]
+    batches = [(number, batch) for number in range(len(choice)) for batch in chunked(order, size)]
     spans = np.zeros((len(choice), len(order), 2), np.int64)
     file.with_suffix('.npy').unlink(missing_ok=True)
     _mapped.cache_clear()
@@ -136,7 +137,7 @@ def keep_answers(teacher: LoadedModel,
     with locked(file):
         found = _opened(file, data, ask, widths, layers)
         where = 'are in' if found else 'go to'
-        say(f'Teacher asked once: {answers_size(data, widths):.2g} GB of answers {where} {file}')
+        say(f'Teacher asked once: {answers_size(data, widths):.2g} GB of answers, in 16 bits, {where} {file}')
         if found: return found
         for left in file.parent.glob(f'.{file.name}.*.tmp'): left.unlink() # of a process that was killed
         _write(file, data, ask, size, check)

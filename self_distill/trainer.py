@@ -9,10 +9,9 @@ __all__ = ['POSITION', 'PARTS', 'TrainingStopped', 'Trainer', 'changed_settings'
 import math, os, sys, time
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
-from itertools import islice
 
 import torch
-from fastcore.basics import patch
+from fastcore.basics import chunked, patch
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
@@ -26,7 +25,7 @@ from .processes import any_process, process_0_first, rank, share, share_weight, 
 from .pseudo_labels import unused_labels
 from .schedule import temperature_at
 from .signals import held_signals, stop_requests
-from .teacher import teacher_entry, teacher_precision, teacher_sentences, teacher_wer
+from .teacher import is_asked, teacher_entry, teacher_precision, teacher_sentences, teacher_wer
 from .teacher_cache import answer_widths, keep_answers, why_asked
 from .training_log import REMEDIES, check_course, data_sentences, epoch_sentence, tag_of
 
@@ -45,7 +44,7 @@ def _windows(self: Trainer, epoch):
     left = self.batches(epoch)[self.window * n:]
     read = loader(self.train_set, [share(b) for b in left], self.config.training.workers)
     batches = (replace(batch, weight=share_weight(b)) for batch, b in zip(read, left))
-    yield from iter(lambda: list(islice(batches, n)), [])
+    yield from chunked(batches, n)
 
 # %% ../nbs/17a_trainer.ipynb #run-updates
 @patch
@@ -60,7 +59,7 @@ def run_epoch(self: Trainer,
     for window in self._windows(epoch):
         with held_signals(): numbers = self.train_step(window, self.temperature(epoch))
         self.update, self.window = self.update + 1, self.window + 1
-        self._log_update(numbers, self.temperature(epoch))
+        numbers = self._log_update(numbers, self.temperature(epoch))
         self.seconds, start = self.seconds + time.perf_counter() - start, time.perf_counter()
         read = dict(best_dev_wer=f'{self.best:.2f}') if self.history else {}
         bar.set_postfix(epoch=epoch, loss=f'{numbers["loss"]:.3f}', **read, refresh=False)
@@ -76,15 +75,16 @@ def temperature(self: Trainer, epoch: int) -> float: # epochs are counted from 1
 # %% ../nbs/17a_trainer.ipynb #log-update
 @patch
 def _log_update(self: Trainer, numbers, T):
-    "Log one update's numbers, and add them to the sums of the epoch"
+    "Log one update's numbers, add them to the sums of the epoch, and return them with the loss"
     weighted = {f'{k}_weighted': w * numbers[k] for k, w in self.objective.weights.items()}
-    numbers |= weighted | {'loss': sum(weighted.values())}
+    numbers = numbers | weighted | {'loss': sum(weighted.values())}
     finite = {k: v for k, v in numbers.items() if math.isfinite(v)}
     settings = {'train/temperature': T, 'train/learning_rate': self.optimizer.param_groups[0]['lr']}
     self.log.log({tag_of(k): v for k, v in finite.items()} | settings, self.update)
     for k, v in finite.items():
         total, count = self.sums.get(k, (0., 0))
         self.sums[k] = [total + v, count + 1]
+    return numbers
 
 # %% ../nbs/17a_trainer.ipynb #payload
 @patch
@@ -94,7 +94,7 @@ def _payload(self: Trainer) -> dict:
     payload = dict(model=self.validated.state_dict(), model_settings=self.model.settings,
                    tokenizer=self.tokenizer.to_dict(), config=config_dict(self.config),
                    epoch=self.epoch, best_val_wer=self.best, val_wer=wer, data=self.data,
-                   versions=dict(python=sys.version.split()[0], torch=str(torch.__version__)))
+                   versions=self.environment['versions'])
     if self.statistics: payload['feature_statistics'] = list(self.statistics)
     if self.teacher: payload['teacher'] = teacher_entry(self.teacher, self.config.teacher.checkpoint)
     return payload
@@ -200,6 +200,13 @@ def _teacher_wer(self: Trainer):
     return teacher_wer(self.teacher) if data['fingerprint']['dev'] == self.data['fingerprint']['dev'] else None
 
 @patch
+def _say_temperature(self: Trainer):
+    "Where the teacher's answers are softened otherwise from the next epoch on"
+    T, after = self.temperature(self.epoch), self.temperature(self.epoch + 1)
+    if T != after and self.epoch < self.config.training.epochs and is_asked(self.config):
+        self.log.say(f'Temperature {after} from epoch {self.epoch + 1}')
+
+@patch
 def end_epoch(self: Trainer):
     "Validate, save, and say how the run stands"
     c, start = self.config, time.perf_counter()
@@ -211,6 +218,7 @@ def end_epoch(self: Trainer):
     validation = time.perf_counter() - start
     self.log.say(epoch_sentence(self.history[-1], c.training.epochs, self.best, validation))
     for text in check_course(self.epoch, self.best, c.monitoring, self._teacher_wer()): self.log.say(text)
+    self._say_temperature()
 
 # %% ../nbs/17a_trainer.ipynb #name-checkpoints
 @patch

@@ -119,7 +119,7 @@ REMEDIES = {
     'not beating the teacher': 'loss_weights alpha 0.8, beta 0.15, gamma 0.05; '
                                'ctc_loss.label_smoothing 0.1; docs/remedies.md says what helped elsewhere',
     'out of memory': 'halve training.batch_size (or batch_frames) and double gradient_accumulation_steps: nearly the same '
-                     'update (batch norm sees half as many) in less memory; memory_optimization.teacher_fp16 true',
+                     'update (batch norm sees half as many) in less memory (the guide: 16 × 4 for 24 × 3); memory_optimization.teacher_fp16 true',
     'not finite': 'lower training.optimizer.learning_rate or training.gradient_clip; training.precision float32; '
                   'look at the utterances named above',
 }
@@ -135,8 +135,12 @@ def check_course(epoch: int,      # just finished
     found = [f'Milestone: dev WER {best:.2f} % by epoch {epoch} is {"on course" if best < m.wer else "behind"} (expected '
              f'below {m.wer} %){"" if best < m.wer else remedy("not learning")}' for m in config.milestones if m.epoch == epoch]
     def trigger(what, name): found.append(f'Trigger: {what} after {epoch} epochs{remedy(name)}')
-    late = config.not_learning
-    if late and epoch == late.epoch and best > late.wer: trigger(f'dev WER still above {late.wer} %', 'not learning')
-    if teacher_wer is not None and epoch == config.not_beating_teacher and best >= teacher_wer:
-        trigger(f'no better than the teacher ({best:.2f} against {teacher_wer:.2f} %)', 'not beating the teacher')
+    def fine(what): found.append(f'On course: {what} after {epoch} epochs')
+    if (late := config.not_learning) and epoch == late.epoch:
+        if best > late.wer: trigger(f'dev WER still above {late.wer} %', 'not learning')
+        else: fine(f'dev WER {best:.2f} %, not above {late.wer} %,')
+    if teacher_wer is not None and epoch == config.not_beating_teacher:
+        both = f'than the teacher ({best:.2f} against {teacher_wer:.2f} %)'
+        if best >= teacher_wer: trigger(f'no better {both}', 'not beating the teacher')
+        else: fine(f'better {both}')
     return found

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np, torch
+from fastcore.basics import chunked
 from tqdm.auto import tqdm
 
 from .beam_search import FRAME_SECONDS, Word
@@ -120,13 +121,9 @@ def piece_features(piece: Piece, loaded: LoadedModel) -> torch.Tensor: # (T, F)
     return normalize(x, s.normalization, statistics and [torch.as_tensor(v).cpu() for v in statistics])
 
 # %% ../nbs/23a_transcribe.ipynb #log-probs
-def _chunks(items, size): # lists of at most `size`
-    items = iter(items)
-    return iter(lambda: list(itertools.islice(items, size)), [])
-
 def piece_log_probs(pieces, loaded: LoadedModel): # yields (first frame, (T', V) log-probabilities)
     "What the model says of each piece, in order; 32 pieces are in memory at once"
-    for group in _chunks(pieces, 32):
+    for group in chunked(pieces, 32):
         found = log_probs_of(loaded, [piece_features(p, loaded) for p in group], 8)
         for p, x in zip(group, found): yield p.start + p.skip, x[p.skip:len(x) - p.drop]
 
@@ -196,7 +193,7 @@ def transcribe_source(source,         # `Recording` or `StoredFeatures`, opened
     "The words of a recording"
     words, scale, at = [], frame_samples(source.sample_rate)/source.sample_rate/FRAME_SECONDS, 0
     pieces = cut(source, pause if isinstance(source, Recording) else 0) # features have no loudness
-    for group in _chunks(stretches(piece_log_probs(pieces, loaded)), 32):
+    for group in chunked(stretches(piece_log_probs(pieces, loaded)), 32):
         for (start, x), found in zip(group, decode([x for _, x in group])):
             words += [_moved(w, start*FRAME_SECONDS, scale) for w in found]
         end = round((start + len(x))*FRAME_SECONDS*scale)

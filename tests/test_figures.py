@@ -38,7 +38,7 @@ def test_inputs_are_named_by_hash_and_by_the_revision_in_the_record(records, tmp
 def test_the_csv_holds_the_numbers_of_the_table(records, tmp_path):
     make_figures(['main_table', 'cost_table'], PLAN, records, folder=tmp_path)
     rows, text = csv_rows(tmp_path/'main_table.csv'), (tmp_path/'main_table.tex').read_text()
-    assert len(rows) == 8 and r'\toprule' in text and 'Over equal compute' in text
+    assert len(rows) == 8 and r'\toprule' in text and 'Over the control' in text
     for row in rows: assert f'{float(row["wer"]):.2f}' in text
     against = {row['model']: row['control_p_value'] for row in rows}
     assert against['self-distilled'] and not against['control: twice the epochs'] and not against['baseline']

@@ -200,6 +200,9 @@ def kaldi_command(folder): kaldi(folder); write(folder/'data/dev/wav.scp', ['tap
 def kaldi_twice(folder): kaldi(folder); write(folder/'data/dev/text', [f'{u} {t}' for u in ids('dev') for t in ('go', 'no')]); return folder/'data'
 def kaldi_without_audio(folder): kaldi(folder); write(folder/'data/dev/text', [*(f'{u} go' for u in ids('dev')), 'lost go']); return folder/'data'
 def glosses_twice(folder): glosses(folder); shutil.copytree(folder/'features', folder/'hands'); return folder
+def glosses_unnamed(folder): glosses(folder); write(folder/'annotations/manual/dev.corpus.csv', ['signer|orth', 'Signer01|A']); return folder
+def glosses_cut(folder): glosses(folder); write(folder/'annotations/manual/train.corpus.csv', ['id|folder|signer|annotation', 'train-0|x']); return folder
+def lhotse_damaged(folder): (folder/'cuts_train.jsonl.gz').write_bytes(gzip.compress(b'{}\n' * 999)[:-12]); return folder
 def two_tables(folder): own_csv(folder, name='a.csv'); own_csv(folder, name='b.csv'); return folder
 def lhotse_padded(folder): write(folder/'cuts.jsonl', [json.dumps(dict(id='p', type='MixedCut', tracks=[]))]); return folder
 def part_outside(folder):
@@ -216,7 +219,8 @@ def test_kaldi_without_a_line_in_text_is_untranscribed(root):
 
 @pytest.mark.parametrize('make, words', [
     (kaldi_command, "wav.scp: 'sph2pipe .*is a command; write its audio"),
-    (kaldi_twice, "text, line 2: 'dev-0' is given twice"), (kaldi_without_audio, 'no recording of 1 ids of text .lost.*fix_data_dir'), (glosses_twice, 'the same features twice, .*features.*hands'), (two_tables, 'holds the tables a.csv, b.csv; name one'),
+    (kaldi_twice, "text, line 2: 'dev-0' is given twice"), (kaldi_without_audio, 'no recording of 1 ids of text .lost.*fix_data_dir'), (glosses_twice, 'the same features twice, .*features.*hands'), (glosses_unnamed, 'dev.corpus.csv: needs the columns id and annotation'), (glosses_cut, 'train.corpus.csv, row 2: 2 values for 4 columns'),
+    (lhotse_damaged, 'cuts_train.jsonl.gz: not readable as text'), (two_tables, 'holds the tables a.csv, b.csv; name one'),
     (lhotse_padded, "cut 'p' is not a part of one file.*save_audios"), (part_outside, 'lasts 0.75 s, and 0.50 to 1.00 s are asked for'),
     (nothing, 'no corpus of a known form. Known are table: .*Kaldi: .*LibriSpeech: '), (lambda f: f/'nowhere', 'nowhere.*nowhere: no such folder or file; data.path must be')])
 def test_what_is_no_corpus_is_told_so(make, words, root):

@@ -77,6 +77,8 @@ def test_gzipped_extra_text(tmp_path):
     corpus, config = corpus_of(train=['a b']), config_in(tmp_path)
     assert training_sentences(corpus, config, [tmp_path/'x.txt.gz']) == ['a b', 'ça va']
     assert len(read_unigrams(language_model_for(corpus, config, 2, [tmp_path/'x.txt.gz']))) == 4
+    (tmp_path/'cut.txt.gz').write_bytes((tmp_path/'x.txt.gz').read_bytes()[:-9])
+    with pytest.raises(ValueError, match='cut.txt.gz cannot be read'): training_sentences(corpus, config, [tmp_path/'cut.txt.gz'])
 
 @pytest.mark.parametrize('content', [b'', b'\\data', b'\\data\\\nngram 1=5\n', b'PK\x03\x04', b'\x1f\x8b\x08broken', b'mmap lm http://kheafield.com/code format version 5\n\0'])
 def test_damaged_files_are_named(tmp_path, content):

@@ -296,6 +296,8 @@ def test_a_target_is_met_or_missed(copy, capsys):
         evaluate(BEST, 'dev', (Greedy(), Beam(workers=1)))
         told = capsys.readouterr().out
         assert all(f'Target: {low:g} to {high:g}% ({d}): {said}' in told for d in ('greedy', 'beam')) and told.index('Target') < told.index('Improvement')
+    evaluate(BEST, 'train')
+    assert 'Target' not in capsys.readouterr().out
     save_checkpoint(payload, best)
     evaluate(BEST, 'dev')
     assert 'Target' not in capsys.readouterr().out

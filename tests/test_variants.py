@@ -229,7 +229,8 @@ def test_another_corpus_says_what_is_left_out_and_may_be_one_utterance(root, res
     table.loc[dev[1], 'text'], table.loc[dev[2], 'path'] = 'ω', 'missing.npy'
     table.drop(index=dev[3:]).to_csv(root/'one.csv', index=False)
     other = ['data.corpus=manifest', 'data.path=one.csv', 'data.on_error=skip']
-    evaluate(BEST, 'dev', (Greedy(), Beam(workers=1)), overrides=other, folder=results)
+    record = evaluate(BEST, 'dev', (Greedy(), Beam(workers=1)), overrides=other, folder=results)
+    assert sum(note.startswith('excluded ') for note in record.notes) == 2
     said = capsys.readouterr().out
     for words in ("2 utterances are left out: 'ω'", 'missing.npy', 'model is of the training text of one.csv', 'one utterance; ', 'no test'): assert words in said, words
 
