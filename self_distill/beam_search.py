@@ -39,7 +39,7 @@ class Hypothesis:
     text: str
     score: float    # nats: acoustic + language
     acoustic: float # nats: ln of the summed probability of the alignments that were kept
-    language: float # nats: lm_weight · ln P(text) + word_bonus · words; 0 without a language model
+    language: float # nats: lm_weight · ln P(text) + word_bonus · words, less a penalty for unknown words; 0 without a language model
     words: tuple    # of `Word`
 
 # %% ../nbs/20a_beam_search.ipynb #confidence
@@ -167,7 +167,8 @@ def _nbest(self:BeamDecoder, utterance, values, n):
     "The best `n` hypotheses of a prepared utterance, with times and confidences"
     found = self._search('decode_beams', utterance, values) if len(utterance.frames) else []
     found = found or [('', None, [], 0.0, 0.0)]
-    shares, beams = np.exp([beam[4] - found[0][4] for beam in found]), [beam[2] for beam in found]
+    _, _, beams, _, scores = zip(*found)
+    shares = np.exp(np.array(scores) - scores[0])
     shares /= shares.sum()
     return [Hypothesis(text, score + utterance.skipped, acoustic + utterance.skipped, score - acoustic,
                        tuple(_timed(word, *span, utterance.frames, beams, shares) for word, span in words))

@@ -179,7 +179,7 @@ def pseudo_label(checkpoint: Annotated[str, _option('checkpoint', 'the teacher, 
 
 # %% ../nbs/29_cli.ipynb #transcribe-options
 Files = Annotated[list[str], typer.Argument(help='recordings, and folders of them')]
-Format = Annotated[str, typer.Option(help='text, json, srt, vtt or ctm')]
+Format = Annotated[str, typer.Option(help='text, tsv, json, srt, vtt or ctm')]
 Folder = Annotated[Optional[str], _option('folder', 'where a file goes for each recording  [default: the screen]')]
 UseBeam = Annotated[bool, _option('beam', "with the n-gram of the model's training text, whose corpus must be here")]
 GivenModel = Annotated[Optional[str], _option('language_model', 'with this ARPA file')]
@@ -199,9 +199,10 @@ def _write_transcripts(transcripts, found, format, folder):
     "Each transcript to the screen, under its name where there are several, or into a file"
     from self_distill.files import atomic_write
     from self_distill.transcribe import FORMATS
-    for t in transcripts:
+    for n, t in enumerate(transcripts):
         text = FORMATS[format](t)
         if folder is None:
+            if format == 'tsv' and n: text = text.partition('\n')[2] # one header for all
             typer.echo(f'{t.file}\n{text}\n' if len(found) > 1 and format == 'text' else text)
             continue
         path = _file_for(found[Path(t.file)], format, folder)
@@ -374,7 +375,7 @@ def _plan_with(overrides, plan, place):
     for override in overrides: apply_override(settings, override)
     row = dict(overrides=dotted(settings))
     groups = {g: dict(rows=dict.fromkeys(part.rows, row)) for g, part in read_plan(plan).groups.items()}
-    with atomic_write(path) as file: json.dump(dict(extends=str(config_file(plan)), groups=groups), file, indent=1)
+    with atomic_write(path) as file: json.dump(dict(extends=str(config_file(plan)), groups=groups), file, indent=1, default=str)
     return str(path)
 
 # %% ../nbs/29_cli.ipynb #demo-run

@@ -42,12 +42,23 @@ def row_name(run: str # such as 'an4_folds_control_f3'
     return re.sub(r'([_.-](seed|fold|s|f)[_.-]?\d+)+$', '', run) or run
 
 # %% ../nbs/24_compare.ipynb #compare-systems
+def _source(path):
+    "A checkpoint without its folder and seed: two of these are two methods"
+    return path and (row_name(Path(path).parent.name), Path(path).name)
+
+def _kind(record):
+    "What runs of one row share: the recipe, the row and file of the teacher, and of the first weights"
+    teacher, training = (record.config.get(part) or {} for part in ('teacher', 'training'))
+    others = (record.teacher and row_name(record.teacher.run), Path(teacher.get('checkpoint') or '').name,
+              _source(training.get('initial_checkpoint')))
+    return hashlib.sha256(repr((recipe(record), *others)).encode()).hexdigest()
+
 def systems_of(records: list # of Record, in the order in which rows should appear
               ) -> list: # of System
-    "Records grouped by recipe and by the names of their runs up to seed and fold"
+    "Records grouped by recipe, teacher and first weights, and by the names of their runs up to seed and fold"
     groups = {}
     for r in records:
-        if r.kind != 'benchmark': groups.setdefault((row_name(r.run), recipe(r)), []).append(r)
+        if r.kind != 'benchmark': groups.setdefault((row_name(r.run), _kind(r)), []).append(r)
     several = Counter(name for name, _ in groups)
     def shown(name, key, group):
         return group[0].run if len(group) == 1 else f'{name} ({key[:6]})' if several[name] > 1 else name
@@ -121,16 +132,10 @@ def _rows_alike(systems, reference):
     return rows if len(reference.records) > 1 and len(rows) > 1 else []
 
 # %% ../nbs/24_compare.ipynb #compare-noise
-def _source(path):
-    "A checkpoint without its folder and seed: two of these are two methods"
-    return path and (row_name(Path(path).parent.name), Path(path).name)
-
 def _repeated(system):
-    "What two rows share whose difference is chance: recipe, teacher, first weights, and the file name of `data.path`"
+    "What two rows share whose difference is chance: what runs of one row share, and the file name of `data.path`"
     record = system.records[0]
-    teacher, training, data = (record.config.get(part) or {} for part in ('teacher', 'training', 'data'))
-    return (recipe(record), record.teacher and row_name(record.teacher.run), Path(teacher.get('checkpoint') or '').name,
-            _source(training.get('initial_checkpoint')), Path(data.get('path') or '').name)
+    return _kind(record), Path(record.config['data'].get('path') or '').name
 
 def noise_of(groups: list, # lists of System, each with the same folds and number of runs
              split: str, # 'dev' or 'test'

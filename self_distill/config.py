@@ -70,6 +70,11 @@ class FeatureConfig:
     n_mels: at_most(1024, 4) = 80
     normalization: Literal['utterance', 'corpus', 'none'] = 'utterance'
 
+    @model_validator(mode='after')
+    def _bins(self):
+        if self.kind == 'mfcc' and self.n_mels != 80: raise ValueError('features.n_mels is of log_mel; mfcc has 23 bins')
+        return self
+
 # %% ../nbs/00a_config.ipynb #augment-config
 @dataclass(config=SECTION)
 class AugmentConfig:
@@ -83,6 +88,11 @@ class AugmentConfig:
     stretch: Fraction = 0.0          # largest change of pace
     paces: Literal[0, 3, 5, 7, 9] = 0 # number of evenly spaced paces to draw from; 0: any
     warp: Fraction = 0.0             # largest change of the vocal tract's length
+
+    @model_validator(mode='after')
+    def _paces(self):
+        if self.paces and not self.stretch: raise ValueError(f'augmentation.paces {self.paces} does nothing where augmentation.stretch is 0')
+        return self
 
 # %% ../nbs/00a_config.ipynb #model-config
 @dataclass(config=SECTION)

@@ -185,9 +185,9 @@ ADDED = ('model.attention_heads', 'data.allow_leaks', 'data.transcribed', 'text.
 def config_dict(config: Config) -> dict:
     "The config as plain nested dictionaries, for checkpoints and records"
     values, plain = json.loads(json.dumps(asdict(config))), asdict(Config())
-    for section, _, key in (name.partition('.') for name in ADDED):
-        old, new = (v[section] if key else v for v in (plain, values))
-        if new[key or section] == old[key or section]: del new[key or section]
+    for *path, last in (name.split('.') for name in ADDED):
+        new, old = (v[path[0]] if path else v for v in (values, plain))
+        if new[last] == old[last]: del new[last]
     return values
 
 # %% ../nbs/00b_config_io.ipynb #config-hash

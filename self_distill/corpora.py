@@ -277,7 +277,7 @@ def _notes(unused, manifest, wanted):
 def _untranscribed(manifest, share):
     "Training rows whose transcripts are not to be known: all but `share`, evenly spaced in the order of their ids"
     train = manifest[manifest.split == 'train'].sort_values('id').index
-    return [i for n, i in enumerate(train) if int((n + 1)*share) == int(n*share)]
+    return [i for n, i in enumerate(train) if int((n + 1)*share + 1e-9) == int(n*share + 1e-9)]
 
 # %% ../nbs/04_corpora.ipynb #read-texts
 def _read_texts(manifest, text, share, keep, tokenizer):

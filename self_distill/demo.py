@@ -104,7 +104,7 @@ def _new_sentence(chance, used):
     return text
 
 # %% ../nbs/03_demo.ipynb #plan
-def plan_demo(utterances=600, # how many in all, at least 24
+def plan_demo(utterances=600, # about how many in all, at least 24
               seed=0          # of every choice
              ) -> pd.DataFrame: # id, text, split, speaker, rate, pitch, snr
     "Who says what, how, in the demo corpus"

@@ -57,7 +57,8 @@ def git_state(folder=None # of a checkout; None: the one that this code is in
     return Git(revision=_git(folder, 'rev-parse', 'HEAD'), dirty=None if changes is None else bool(changes))
 
 # %% ../nbs/12_environment.ipynb #packages
-PACKAGES = 'torch torchaudio numpy pandas jiwer pyctcdecode ctc-beam-decoder kenlm kaldingram'.split()
+PACKAGES = ('torch torchaudio soundfile numpy scipy pandas num2words sentencepiece jiwer pyctcdecode '
+            'ctc-beam-decoder kenlm kaldingram').split()
 
 @cache
 def package_versions() -> dict: # name → version, 'python' first
@@ -93,7 +94,7 @@ def pick_device(name: str = 'auto',        # auto | cpu | cuda | cuda:1 | mps
     if (device.index or 0) >= count:
         raise ValueError(f'device {name!r}: torch sees {count} of this kind here; choose auto or cpu')
     if device.type == 'cpu' and (precision == 'float16' or precision == 'bfloat16' and not computes_bfloat16()):
-        raise ValueError(f'training.precision {precision!r}: this CPU does not compute in it; '
+        raise ValueError(f'training.precision {precision!r}: LSTM layers of this CPU do not compute in it; '
                          "choose 'float32', or a GPU")
     return device
 

@@ -92,7 +92,7 @@ def _log_axis(axes):
     "A logarithmic axis of WER where it spans more than a factor of 3"
     bottom, top = axes.get_ylim()
     if top <= 3*max(bottom, 1): return
-    axes.set(yscale='log')
+    axes.set(yscale='log', ylabel=f'{axes.get_ylabel()} (log scale)')
     bottom, top = axes.get_ylim()
     ticks = [t for t in (5, 7, 10, 12, 15, 20, 30, 40, 60, 80, 100) if bottom < t < top]
     axes.set_yticks(ticks, map(str, ticks)); axes.minorticks_off()

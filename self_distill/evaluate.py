@@ -23,7 +23,7 @@ from .greedy import greedy_texts
 from .language_model import language_model_for
 from .ledger import LEDGER, append_ledger
 from .ngrams import ngram_order
-from .opened import (LogProbs, Opened, check_unheard, compute_log_probs, note_other_data,
+from .opened import (LogProbs, Opened, check_unheard, compute_log_probs, note_other_data, note_other_text,
                                  open_for_evaluation)
 from .records import (Decode, Record, RecordError, Search, add_decode, add_search, changed, decode_counts,
                                   find_decode, make_decode)
@@ -67,7 +67,8 @@ def _beam_search(spec, opened):
     with BeamDecoder(opened.loaded.tokenizer, str(arpa), engine=spec.engine, workers=spec.workers) as decoder:
         extra = dict(extra_text=list(spec.extra_text), extra_text_sha256=_text_hashes(spec)) if spec.extra_text else {}
         if spec.language_model: extra['language_model_given'] = True
-        yield decoder, decoder.settings | dict(language_model=arpa.name, language_model_order=ngram_order(arpa)) | extra
+        order = ngram_order(arpa) if spec.language_model else spec.order # of short sentences the file has fewer
+        yield decoder, decoder.settings | dict(language_model=arpa.name, language_model_order=order) | extra
 
 def _same_text(spec, settings):
     "Whether a decoding's language model is of the order and text that a decoder asks for"
@@ -93,7 +94,7 @@ class _BeamSearch:
     searches = False
 
 # %% ../nbs/23_evaluate.ipynb #beam
-DEFAULTS = dict(lm_weight=0.9, word_bonus=1.5, beam_width=10) # as in docs/from_the_guide.md; the bonus is ours
+DEFAULTS = dict(lm_weight=0.9, word_bonus=1.5, beam_width=10) # of docs/from_the_guide.md; the bonus is pyctcdecode's
 
 @dataclass(frozen=True)
 class Beam(_BeamSearch):
@@ -124,7 +125,9 @@ class Beam(_BeamSearch):
             search = partial(decoder.nbest_batch, n=1, **values)
             yield lambda log_probs: [found[0].words for found in search(log_probs)]
 
-    def made(self, settings: dict) -> bool: return _same_text(self, settings) and self.given.items() <= settings.items()
+    def made(self, settings: dict) -> bool:
+        wanted = self.given or ({} if settings.get('searched', True) else DEFAULTS) # what no search has chosen
+        return _same_text(self, settings) and wanted.items() <= settings.items()
 
 # %% ../nbs/23_evaluate.ipynb #searched-beam
 @dataclass(frozen=True)
@@ -194,8 +197,9 @@ def target_lines(decode: Decode,
     "Whether a target is met, as lines to print"
     if target is None: return []
     low, high = target
-    met = 'met' if decode.wer <= high else ('missed; a wider search (self-distill search), model.attention_heads or an '
-                                            'ensemble (self-distill ensemble) may help; try it on dev')
+    search = '' if decode.decoder == 'greedy' else 'a wider search (self-distill search), '
+    met = 'met' if decode.wer <= high else (f'missed; {search}model.attention_heads or an ensemble (self-distill '
+                                            'ensemble) may help; try it on dev')
     return [f'Target: {low:g} to {high:g}% ({decode.decoder}): {met}']
 
 def improvement_lines(record: Record,
@@ -246,7 +250,7 @@ def score(opened: Opened,
     checkpoint, weights = checkpoint_name(opened.loaded.path), opened.loaded.weights_sha256
     decode = make_decode(log_probs.split, name, log_probs.utterances, hypotheses, settings, checkpoint, weights)
     times = {f'decode_{name}_{log_probs.split}': round(seconds, 3)}
-    left = [f'excluded {i}: {why}' for i, why in opened.corpus.skipped]
+    left = [f'excluded {i}: {fault}' for i, fault in opened.corpus.skipped]
     def add(record):
         kept = _without_former_weights(record, checkpoint, weights)
         kept = changed(kept, times=kept.times | times, notes=[*dict.fromkeys([*kept.notes, *left])])
@@ -310,6 +314,7 @@ def evaluate(checkpoint,            # file, several files (an ensemble), or `Loa
         _refuse_other_weights(opened)
         check_unheard(opened, split)
         note_other_data(opened, split)
+        if any(isinstance(d, _BeamSearch) and not d.language_model for d in wanted): note_other_text(opened)
         if silent := sum(opened.corpus.rows(split).text == ''):
             raise ValueError(f'{silent} {split} utterances have no transcript, so their errors cannot be counted; '
                              'evaluate dev')

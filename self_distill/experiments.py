@@ -20,7 +20,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 import self_distill
-from .checkpoint import load_checkpoint, weights_hash
+from .checkpoint import CheckpointError, load_checkpoint, weights_hash
 from .compare import has_other_teacher
 from .config import Config
 from .config_io import FREE, config_dict, config_file, config_hash, dotted, portable
@@ -75,7 +75,7 @@ def recorded(run: Run) -> Record | None: # None: it has not been trained to its 
 # %% ../nbs/26_experiments.ipynb #steps-left
 def _ensemble(run):
     "The name that a record gives to the ensemble of a run's epochs"
-    return 'ensemble_' + '_'.join(f'{epoch:03d}' for epoch in sorted(run.ensemble))
+    return 'ensemble_' + '_'.join(sorted(f'{epoch:03d}' for epoch in run.ensemble))
 
 def steps_left(run: Run,
                record: Record | None # of `recorded`
@@ -93,7 +93,8 @@ def has_weights(run: Run) -> bool:
     record = recorded(run)
     if record is None or not run.checkpoint.exists(): return False
     known = {d.weights_sha256 for d in record.decodes if d.key == ('dev', 'greedy', 'best')}
-    return weights_hash(load_checkpoint(run.checkpoint)['model']) in known
+    try: return weights_hash(load_checkpoint(run.checkpoint)['model']) in known
+    except CheckpointError: return False # damaged
 
 AGAIN = 'train: its weights are missing'
 
@@ -290,7 +291,7 @@ for number, (run, teachers) in enumerate(config["after"].items()):
         params: run=run
         priority: len(config["after"]) - number
         shell:
-            "export SELF_DISTILL_ROOT={config[root]:q} && mkdir -p {config[root]:q}/logs/{params.run} &&"
+            "export SELF_DISTILL_ROOT={config[root]:q} OMP_NUM_THREADS={config[threads]} MKL_NUM_THREADS={config[threads]} && mkdir -p {config[root]:q}/logs/{params.run} &&"
             " exec {config[python]:q} -c 'from self_distill.experiments import run_job; run_job()' {params.run}"
             " 3>&1 >>{config[root]:q}/logs/{params.run}/experiment.log 2>&1"
 """
@@ -300,7 +301,8 @@ def _new_call(path, overrides, runs, left, devices, jobs):
     folder = root_path('runs/experiments')/Path(path).stem/f'{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}'
     check_writable(folder)
     after = {name: [teacher] if (teacher := runs[name].teacher) in left else [] for name in left}
-    call = dict(root=str(root_path('.')), python=sys.executable, plan=str(config_file(path)), overrides=list(overrides),
+    threads = os.environ.get('OMP_NUM_THREADS') or max(1, (psutil.cpu_count(logical=False) or os.cpu_count())//jobs)
+    call = dict(root=str(root_path('.')), python=sys.executable, threads=threads, plan=str(config_file(path)), overrides=list(overrides),
                 runs=list(runs), devices=list(devices), jobs=jobs, after=after)
     (folder/'Snakefile').write_text(SNAKEFILE, encoding='utf-8')
     (folder/'call.json').write_text(json.dumps(call, indent=1), encoding='utf-8')
@@ -377,6 +379,7 @@ def run_plan(path,          # YAML file, looked for as `config_file` does
         begun = any(_locks(runs[name])[0].with_suffix('.log').exists() for name in failed)
         logs = 'logs/<run>/experiment.log and ' if begun else ''
         raise RuntimeError(f'not complete: {", ".join(failed)}; see {logs}{folder}/engine.log')
+    if not dry_run and (rest := runs_left(runs)): raise RuntimeError(f'still to do, though no run has failed: {rest}; please report it')
     for name, steps in left.items() if dry_run else ():
         teacher = runs[name].teacher
         print(f'{name}: {", ".join(steps)}' + (f' (after {teacher})' if teacher in left else ''))

@@ -71,11 +71,12 @@ class Exportable(nn.Module):
 # %% ../nbs/23b_export.ipynb #facts
 def export_facts(loaded: LoadedModel) -> dict: # of str
     "What a program must know to use the model: features in, tokens out"
-    statistics = loaded.payload.get('feature_statistics')
+    statistics, features = loaded.payload.get('feature_statistics'), asdict(loaded.config.features)
+    if features['kind'] == 'mfcc': del features['n_mels'] # of log-mel
     facts = dict(input='features (batch, frames, width) float32, normalized; lengths (batch) int64, valid frames',
                  output='log_probs (batch, output_frames, tokens), natural logarithm; output_lengths (batch)',
                  tokens=loaded.tokenizer.tokens, tokenizer=loaded.tokenizer.kind, blank=0,
-                 features=asdict(loaded.config.features), frames_per_second=FRAMES_PER_SECOND,
+                 features=features, frames_per_second=FRAMES_PER_SECOND,
                  output_frame_seconds=FRAME_SECONDS, run=loaded.config.run, weights_sha256=loaded.weights_sha256,
                  feature_statistics=statistics and [torch.as_tensor(s).tolist() for s in statistics])
     return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in facts.items()}

@@ -296,8 +296,8 @@ def latex_table(table: pd.DataFrame, # of text
     columns = 'l' + 'r' * (table.shape[1] - 1)
     text = table.to_latex(index=False, escape=True, caption=_escaped(caption), label=f'tab:{name}', position='tb',
                           column_format=columns)
-    below = f'\\par\\smallskip\\footnotesize {_escaped(" ".join(notes))}\n' if notes else ''
-    text = text.replace('\\end{table}', f'{below}\\end{{table}}')
+    below = f'\\par\\smallskip {_escaped(" ".join(notes))}\n' if notes else ''
+    text = text.replace('\\begin{tabular}', '\\footnotesize\n\\begin{tabular}').replace('\\end{table}', f'{below}\\end{{table}}')
     for sign, latex in IN_LATEX.items(): text = text.replace(sign, latex)
     odd = sorted({c for c in re.findall(r'[^\x00-\x7F]', text) if not unicodedata.name(c, '').startswith('LATIN')})
     if odd: raise ValueError(f'{name}: no LaTeX is known for {" ".join(odd)}; add it to figures.IN_LATEX')

@@ -36,7 +36,7 @@ def root_path(path # a relative path starts at the root
 
 # %% ../nbs/00_files.ipynb #user-folder
 def user_folder() -> Path:
-    "Where the user stands: the folder where the command was given"
+    "The folder where the command was given; a process that was started for it elsewhere is told by SELF_DISTILL_FROM"
     return Path(os.environ.get('SELF_DISTILL_FROM') or os.getcwd())
 
 def from_here(path # as the user wrote it

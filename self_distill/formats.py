@@ -39,8 +39,9 @@ def _near_column(header):
     absent = [c for c in COLUMNS if c not in header]
     for name in header:
         if name in KNOWN or name.endswith('_ms'): continue
-        near = difflib.get_close_matches(name.strip().lower(), absent, 1, cutoff=0.8)
-        if near: return f': its column {name!r} is unknown; rename it to {near[0]!r}, or leave it out'
+        word = name.strip().lower()
+        near = difflib.get_close_matches(word, absent, 1, cutoff=0.8) or ({word} & {'start', 'end'} - {*header})
+        if near: return f': its column {name!r} is unknown; rename it to {min(near)!r}, or leave it out'
 
 # %% ../nbs/04c_formats.ipynb #opened
 @contextmanager
@@ -142,14 +143,18 @@ ASIDE = 'validated', 'invalidated', 'unvalidated', 'other', 'reported', 'clip', 
 def by_split(paths) -> list: # of (split, path), those without a split left out
     "Files or folders with the split that their names speak of; the last word counts: test_dev93 is dev"
     words = {p: [w for w in re.findall('[a-z]+', p.name.partition('.')[0].lower())] for p in sorted(paths)}
-    found = [(NAMES[named[-1]], len(w) == 1 and p.name.lower().startswith(w[0]), p)
+    found = [(NAMES[named[-1]], p.name.partition('.')[0].lower() == w[0], p)
              for p, w in words.items() if (named := [x for x in w if x in NAMES])]
     unnamed = [p.name for p, w in words.items() if not {*w} & {*NAMES, *ASIDE}]
     if found and unnamed: warnings.warn(f'left out, because their names speak of no split: {first_few(unnamed)}')
     exact = {split for split, is_exact, _ in found if is_exact}
     longer = [p.name for split, is_exact, p in found if not is_exact and split in exact]
     if longer: warnings.warn(f'left out beside one that is named exactly like its split: {first_few(longer)}')
-    return [(split, p) for split, is_exact, p in found if is_exact or split not in exact]
+    taken = [(split, p) for split, is_exact, p in found if is_exact or split not in exact]
+    for split in ('dev', 'test'):
+        together = [p.name for s, p in taken if s == split]
+        if len(together) > 1: warnings.warn(f'one {split} set together: {first_few(together)}')
+    return taken
 
 def _parts(folder, paths):
     "`by_split` of the parts of a corpus"
@@ -330,6 +335,7 @@ def glosses(folder: Path, cache=None) -> pd.DataFrame:
 # %% ../nbs/04c_formats.ipynb #overlap
 def _refuse_overlap(table, source):
     "Refuse parts of a recording that overlap between splits; a row without `start` is all of it"
+    table = table.assign(path=table.path.map(os.path.abspath)) # without '..'
     table = table[table.groupby('path').split.transform('nunique') > 1]
     table = table.assign(start=table.start.fillna(0), end=table.end.fillna(np.inf)).sort_values('start')
     for path, parts in table.groupby('path'):

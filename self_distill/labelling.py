@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from .checkpoint import CheckpointError
 from .evaluate import SearchedBeam, settings_text
+from .model import count_parameters
 from .opened import compute_log_probs, open_for_evaluation
 from .pseudo_labels import read_labels, untranscribed, write_labels
 
@@ -28,8 +29,9 @@ def pseudo_label(checkpoint: str,          # the teacher's file
     log_probs = compute_log_probs(opened.loaded, silent, 'train', cache=opened.data.cache)
     with decoder.open(opened) as (transcribe, settings): labels = dict(zip(log_probs.ids, transcribe(log_probs.log_probs)))
     path = write_labels(checkpoint, opened.loaded.weights_sha256, silent, labels, settings)
+    student = 'few_transcripts' + '_large' * (count_parameters(opened.loaded.model) > 5e6)
     print(f'{len(labels)} transcripts are written ({settings_text(settings) if settings else "greedy"}): {path}\n'
-          f'Next: self-distill train --config configs/few_transcripts.yaml teacher.checkpoint={checkpoint} …')
+          f'Next: self-distill train --config configs/{student}.yaml teacher.checkpoint={checkpoint} …')
     return labels
 
 # %% ../nbs/23e_labelling.ipynb #labels-of

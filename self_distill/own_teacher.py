@@ -20,7 +20,7 @@ from .files import from_here
 from .model import ModelOutput
 
 # %% ../nbs/15a_own_teacher.ipynb #checked-answer
-def checked_answer(logits: torch.Tensor, # what a teacher says of a batch
+def checked_answer(logits: torch.Tensor, # (B, T', V), what a teacher says of a batch
                    lengths,              # (B,) frames of input
                    vocabulary_size: int  # V
                   ) -> ModelOutput:      # without hidden states

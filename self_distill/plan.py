@@ -59,6 +59,11 @@ class Shared(Part):
     ensemble: Optional[Annotated[list[int], Field(min_length=2)]] = None # epochs whose probabilities are averaged
     frozen: Optional[Annotated[str, Field(min_length=1)]] = None # why the test set may be read; None: it is not
 
+    @field_validator('folds', 'ensemble')
+    def _each_once(cls, values):
+        if values and len(set(values)) < len(values): raise ValueError(f'{values}: each number once')
+        return values
+
     @field_validator('decoders')
     def _named(cls, values):
         for name in values or (): check_decoder_name(name)
@@ -141,7 +146,8 @@ def run_names(group: Group, row: str # its name
 # %% ../nbs/25_plan.ipynb #find-row
 def _place(plan, name, group):
     "(group, row) of a row's name"
-    group, row = name.split('.', 1) if '.' in name else (group, name)
+    plain = '.' not in name or name in getattr(plan.groups.get(group), 'rows', {}) # a row may be called lr_0.001
+    group, row = (group, name) if plain else name.split('.', 1)
     if row in getattr(plan.groups.get(group), 'rows', {}): return group, row
     there = ', '.join(f'{g}.{r}' for g, part in plan.groups.items() for r in part.rows)
     raise PlanError(f'no row {name!r} in group {group!r}; the plan has {there}')
@@ -210,7 +216,7 @@ def planned_run(plan: Plan,
     fold, number = run_names(part, row)[name]
     values = plan.overrides | part.overrides | recipe.overrides | {'run': name, 'seed': recipe.seed + number}
     if fold is not None: values |= {'data.protocol': 'folds', 'data.fold': fold}
-    settings = [*(f'{k}={json.dumps(v)}' for k, v in values.items()), *overrides]
+    settings = [*(f'{k}={json.dumps(v, default=str)}' for k, v in values.items()), *overrides]
     if teacher := _teacher(plan, group, row, name):
         path = f'{load_config(file, settings).checkpoints.folder}/{teacher}/checkpoint_best.pt'
         settings.append(f'teacher.checkpoint={json.dumps(path)}')

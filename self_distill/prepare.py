@@ -185,8 +185,8 @@ def cost_lines(config: Config,
     trainer = Trainer(config)
     seconds, timed = timed_update(trainer)
     epoch = seconds/timed*(sum(trainer.train_set.lengths) + sum(trainer.dev_set.lengths)/3)
-    return [f'{frames:,} frames of {corpus.input_size} features take {frames*corpus.input_size*4/2**20:.0f} MiB '
-            f'in {config.data.cache}/features',
+    where = f'in {config.data.cache}/features' if config.data.keep_features else 'and are not kept (data.keep_features)'
+    return [f'{frames:,} frames of {corpus.input_size} features take {frames*corpus.input_size*4/2**20:.0f} MiB {where}',
             f'{count_parameters(trainer.model):,} parameters on {trainer.device}: an update in {seconds:.1f} s, '
             f'an epoch of '
             f'{trainer.updates_per_epoch} updates and its validation in about {time_text(epoch)}, '
@@ -228,7 +228,8 @@ def _speakers(axes, m):
     "Minutes of each speaker, by split"
     table = (m.pivot_table(index='speaker', columns='split', values='duration', aggfunc='sum')/60).fillna(0)
     table = table.loc[table.sum(axis=1).sort_values(ascending=False).index, [s for s in SPLITS if s in table]]
-    table.plot.bar(ax=axes, stacked=True, width=0.9, color=[SHADES[s] for s in table], legend=False)
+    kind = dict(kind='bar', stacked=True, width=0.9) if len(table) < 300 else dict(kind='area', linewidth=0)
+    table.reset_index(drop=True).plot(ax=axes, color=[SHADES[s] for s in table], legend=False, **kind)
     axes.set(xlabel=f'speakers: {len(table)}', ylabel='minutes', xticks=[])
 
 def _tokens(axes, corpus):

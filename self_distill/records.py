@@ -246,8 +246,9 @@ def benchmark_record(run: str,       # its name
                      **fields        # arrays, times, parameters, …
                     ) -> Record:
     "A record of a measurement"
+    config = portable(config)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
-    known = dict(run=run, started=now(), config=portable(config), config_hash=digest, corpus=corpus, protocol='none',
+    known = dict(run=run, started=now(), config=config, config_hash=digest, corpus=corpus, protocol='none',
                  seed=0, parameters=0, **environment('cpu'))
     return Record(kind='benchmark', **(known | fields))
 

@@ -208,7 +208,8 @@ def media_of(utterances: list, # those to hear and see
             try: corpus = _open(r, s.checkpoint, overrides, opened)
             except (ValueError, OSError) as e:
                 if overrides: raise
-                corpus = faults.setdefault(str(e), []).append(r.run)
+                faults.setdefault(str(e), []).append(r.run)
+                corpus = None
             _add_run(found, s, name, r, split, corpus)
             if corpus: shows = f'{corpus.input_size} {"log-mel bins" if corpus.frequency_axis else "features"} a frame'
     notes = [f'No sound and no spectrogram of {", ".join(runs)}: {fault}.' for fault, runs in faults.items()]

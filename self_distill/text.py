@@ -10,7 +10,6 @@ __all__ = ['DOTTED_ORDINALS', 'MONEY', 'JOINS', 'IPA', 'SPOKEN', 'VISIBLE', 'BLA
 import re, unicodedata
 from collections import Counter
 from dataclasses import dataclass
-from decimal import Decimal
 from string import ascii_lowercase
 
 from fastcore.basics import patch
@@ -24,9 +23,12 @@ def _spell(number, language, to='cardinal'):
     if language.partition('_')[0] not in CONVERTER_CLASSES: # it would take another one that begins alike
         raise ValueError(f"digits {number!r} cannot be spelled in language {language!r}, which num2words lacks: "
                          "spell them in the transcripts, or set text.digits to 'keep'")
-    parts = number if re.fullmatch(r'0\d+', number) else [number]
-    values = [Decimal(n) if '.' in n else int(n) for n in parts]
-    try: return f" {' '.join(num2words(n, lang=language, to=to) for n in values)} ".replace(',', '')
+    whole, point, decimals = number.partition('.')
+    parts = whole if re.fullmatch(r'0\d+', whole) else [whole]
+    try:
+        words = [num2words(int(n), lang=language, to=to) for n in parts]
+        if point: words += ['point', *(num2words(int(n), lang=language) for n in decimals)]
+        return f" {' '.join(words)} ".replace(',', '')
     except (NotImplementedError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError):
         raise ValueError(f"digits {number!r} are no number that can be spelled in language {language!r}: "
                          "spell them in the transcript") from None
@@ -44,9 +46,11 @@ def _spell_ordinals(text, language):
 DOTTED_ORDINALS = 'cs da de fi hu is lv no pl sk sl sr tr'.split() # languages that write 'third' as '3.'
 
 def _refuse_ambiguous(text, language):
-    "Refuse '2.500', '2,5', '2e' and, where '3.' may be an ordinal, '3. Mai': only the speaker knows"
+    "Refuse '2.500', '2,5', '2e' and, where '3.' may be an ordinal, '3. Mai'; in English '3.5.2': only the speaker knows"
     ordinal = r'|\d+\.\s+\w+' if language.partition('_')[0] in DOTTED_ORDINALS else ''
     number = r"\d+(?:[.,٫٬]\d+)+|\d+(?:\s\d{3}\b)+|\d+[-:.'’ʼ]?[^\W\d_]\w*"
+    if language.startswith('en'): # a comma between thousands is clear
+        number = r'\d+(?:\.\d+){2,}|(?<!\w)\.\d+|\d+(?:\s\d{3}\b)+|(?<![\d,])(?!\d{1,3}(?:,\d{3})+(?![\d,]))\d+(?:,\d+)+'
     if unclear := re.search(number + ordinal, text):
         raise ValueError(f'{unclear[0]!r} can be read in two ways in language {language!r}: '
                          'spell the number in the transcript')
@@ -56,7 +60,7 @@ MONEY = r'$¢£¥৳฿៛\u20a0-\u20cf' # € ₹ ₽ …, inside of brackets
 
 def _refuse_signs(text):
     "Refuse '50%', '$5', '-5' and '1/2', where a word is spoken that would be lost with its sign"
-    if sign := re.search(rf'\d[\d.,]*\s?[%‰°٪{MONEY}]|[{MONEY}]\s?\d[\d.,]*|(?<![^\s(])[-−–+]\d[\d.,]*|\d+\s?/\s?\d+', text):
+    if sign := re.search(rf'\d[\d.,]*\s?[%‰°٪{MONEY}]|[{MONEY}]\s?\d[\d.,]*|(?<![^\s(])[-−–+]\d[\d.,]*|\d+\s?[/+=×÷]\s?\d+', text):
         raise ValueError(f'{sign[0]!r} holds a sign that is spoken: write its word in the transcript')
 
 # %% ../nbs/01_text.ipynb #spell-digits
@@ -67,8 +71,8 @@ def spell_digits(text: str,    # text in Unicode NFC
     if not re.search(r'\d', text): return text
     _refuse_signs(text)
     text = re.sub(r'\d', lambda m: str(unicodedata.digit(m[0])), text) # ٣ and ३ are 3
+    _refuse_ambiguous(text, language)
     if language.startswith('en'): text = _spell_ordinals(text, language)
-    else: _refuse_ambiguous(text, language)
     return re.sub(r'\d+(?:\.\d+)?', lambda m: _spell(m[0], language), text)
 
 # %% ../nbs/01_text.ipynb #change-case
@@ -94,8 +98,7 @@ SPOKEN = _Each(lambda c: "'" if c in "'’ʼ＇‘`´′" else c if c in JOINS +
 
 def _strip_punctuation(text):
     "Letters, marks, numbers, and apostrophes and joins inside words; all else becomes a space"
-    text = re.sub(rf'(?<!\w)[{JOINS}]+|[{JOINS}]+(?!\w)', ' ', text.translate(SPOKEN))
-    return re.sub(r"(?<!\S)'+|'+(?!\S)|'{2,}", ' ', text) if "'" in text else text
+    return re.sub(rf"(?<!\S)['{JOINS}]+|['{JOINS}]+(?!\S)|'{{2,}}", ' ', text.translate(SPOKEN))
 
 # %% ../nbs/01_text.ipynb #normalize-text
 VISIBLE = _Each(lambda c: '' if unicodedata.category(c) == 'Cf' else c)

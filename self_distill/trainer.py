@@ -136,8 +136,9 @@ def _restore(self: Trainer, payload):
 def changed_settings(before: Config, after: Config) -> list: # of 'key: old → new'
     "Settings that make another run"
     old, new = (dotted(config_dict(c)) for c in (before, after))
+    free = *FREE, 'checkpoints.', *(['teacher.checkpoint'] if before.teacher.checkpoint and after.teacher.checkpoint else [])
     return [f'{k}: {old.get(k)!r} → {new.get(k)!r}' for k in sorted(old | new)
-            if old.get(k) != new.get(k) and not k.startswith((*FREE, 'checkpoints.every'))]
+            if old.get(k) != new.get(k) and not k.startswith(free)] # a teacher's weights are compared apart
 
 # %% ../nbs/17a_trainer.ipynb #other-run
 @patch
@@ -302,6 +303,12 @@ def _train_epochs(self: Trainer, stops):
 
 # %% ../nbs/17a_trainer.ipynb #fit
 @patch
+def _check_best(self: Trainer):
+    "Refuse to go on without the best epoch's checkpoint: no later step would make it again"
+    if self.history and not rank() and not (self.folder/'checkpoint_best.pt').exists():
+        raise TrainingError(f'{self.folder}/checkpoint_best.pt is gone; put it back, or delete {self.folder} to train anew')
+
+@patch
 def fit(self: Trainer):
     "Train from wherever the run stands to its end; TrainingStopped or TrainingError where that fails"
     try:
@@ -309,6 +316,7 @@ def fit(self: Trainer):
             with process_0_first(): resumed = self.resume()
             wait()
             self.name_checkpoints(again=True)
+            self._check_best()
             self.log.rewind(self.update)
             self._introduce(resumed)
             if not resumed: self.save()

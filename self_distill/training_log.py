@@ -102,7 +102,7 @@ def data_sentences(corpus,    # `Corpus`
     return found
 
 # %% ../nbs/15_training_log.ipynb #epoch-sentence
-def epoch_sentence(row: dict,        # of the epoch, as in the run's history
+def epoch_sentence(row: dict,        # of the epoch: epoch, train/loss, wer (percent), seconds
                    epochs: int,      # of the whole run
                    best: float,      # best dev WER so far, percent
                    validation: float # seconds
@@ -132,8 +132,10 @@ def check_course(epoch: int,      # just finished
                 ) -> list:        # of sentences, often empty
     "What milestones and triggers say after an epoch"
     def remedy(name): return f'. Remedy: {REMEDIES[name]}'
-    found = [f'Milestone: dev WER {best:.2f} % by epoch {epoch} is {"on course" if best < m.wer else "behind"} (expected '
-             f'below {m.wer} %){"" if best < m.wer else remedy("not learning")}' for m in config.milestones if m.epoch == epoch]
+    found = []
+    for m in (m for m in config.milestones if m.epoch == epoch):
+        stands, what = ('on course', '') if best < m.wer else ('behind', remedy('not learning'))
+        found.append(f'Milestone: dev WER {best:.2f} % by epoch {epoch} is {stands} (expected below {m.wer} %){what}')
     def trigger(what, name): found.append(f'Trigger: {what} after {epoch} epochs{remedy(name)}')
     def fine(what): found.append(f'On course: {what} after {epoch} epochs')
     if (late := config.not_learning) and epoch == late.epoch:

@@ -83,7 +83,7 @@ def test_the_plans_of_this_repository_fit_their_records(monkeypatch):
     ('title: a test\n', 'title: a test\nrow: 1\n', '`row`: unknown key'),
     ('runs: 2', 'decoders: {beam: {lm_wait: 0.5}}', 'unknown key; the nearest valid key is `lm_weight`'),
     ('runs: 2', 'decoders: {beam: {beam_width: 0}}', 'greater than or equal to 1'),
-    ('runs: 2', 'folds: []', 'groups.main.folds'),
+    ('runs: 2', 'folds: []', 'groups.main.folds'), ('runs: 2', 'folds: [0, 1, 1]', 'each number once'),
     ('runs: 2', 'against: basline', "no row 'basline' in group 'main'"),
     ('seed: 0', 'seed: -1', 'groups.main.rows.baseline.seed'),
     ('augmentation.time_width', 'augmentation.time_wide', 'unknown key `augmentation.time_wide`'),

@@ -234,6 +234,18 @@ def test_another_corpus_says_what_is_left_out_and_may_be_one_utterance(root, res
     said = capsys.readouterr().out
     for words in ("2 utterances are left out: 'ω'", 'missing.npy', 'model is of the training text of one.csv', 'one utterance; ', 'no test'): assert words in said, words
 
+def test_a_language_model_of_other_training_texts_is_noted(root, results):
+    table = pd.read_csv(root/'pictures.csv')
+    table.drop(index=table.index[table.split == 'train'][-3:]).to_csv(root/'fewer.csv', index=False)
+    def notes(*decoders): return evaluate(BEST, 'dev', decoders, overrides=['data.path=fewer.csv'], folder=results).notes
+    assert not any('language model' in note for note in notes(Greedy()))
+    assert any('language model is of training texts that changed' in note for note in notes(Beam(workers=1)))
+
+def test_an_earlier_beam_by_hand_is_not_the_default(root, results):
+    for decoder, weight in ((Beam(lm_weight=0.3, workers=1), 0.3), (Beam(workers=1), 0.9)):
+        record = evaluate(BEST, 'dev', (decoder,), folder=results, again=False)
+        assert find_decode(record, 'dev', 'beam').settings['lm_weight'] == weight
+
 def test_an_ensemble_of_long_names_has_a_short_one():
     members = [SimpleNamespace(config=SimpleNamespace(run=f'{"a_long_name_" * 4}{k}'), path=Path(f'models/{k}/checkpoint_best.pt')) for k in range(4)]
     assert re.fullmatch('ensemble_of_4_[0-9a-f]{8}', _ensemble_path(members).parent.name)
