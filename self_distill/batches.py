@@ -52,7 +52,7 @@ class Utterance:
     labels: list
     text: str
     second: torch.Tensor|None = None # (T, F) another damaged view, where there are two
-    answer: torch.Tensor|None = None # (T', W) the W numbers a frame that a teacher says of `clean`, where that is stored (16a_teacher_cache)
+    answer: torch.Tensor|None = None # (T', W) W numbers a frame, what a teacher says of `clean` (16a_teacher_cache)
 
 # %% ../nbs/05_batches.ipynb #encode-row
 def _encode(tokenizer, row, split):

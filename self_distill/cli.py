@@ -202,7 +202,7 @@ def _write_transcripts(transcripts, found, format, folder):
     for n, t in enumerate(transcripts):
         text = FORMATS[format](t)
         if folder is None:
-            if format == 'tsv' and n: text = text.partition('\n')[2] # one header for all
+            if format == 'tsv' and n and not (text := text.partition('\n')[2]): continue # one header for all
             typer.echo(f'{t.file}\n{text}\n' if len(found) > 1 and format == 'text' else text)
             continue
         path = _file_for(found[Path(t.file)], format, folder)

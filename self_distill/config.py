@@ -72,7 +72,7 @@ class FeatureConfig:
 
     @model_validator(mode='after')
     def _bins(self):
-        if self.kind == 'mfcc' and self.n_mels != 80: raise ValueError('features.n_mels is of log_mel; mfcc has 23 bins')
+        if self.kind == 'mfcc' and self.n_mels != 80: raise ValueError('features.n_mels is of log_mel, and mfcc has 23 bins: leave it out')
         return self
 
 # %% ../nbs/00a_config.ipynb #augment-config
@@ -91,7 +91,8 @@ class AugmentConfig:
 
     @model_validator(mode='after')
     def _paces(self):
-        if self.paces and not self.stretch: raise ValueError(f'augmentation.paces {self.paces} does nothing where augmentation.stretch is 0')
+        if self.paces and not self.stretch:
+            raise ValueError('augmentation.paces does nothing where augmentation.stretch is 0: set that, too')
         return self
 
 # %% ../nbs/00a_config.ipynb #model-config

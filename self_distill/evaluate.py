@@ -94,7 +94,7 @@ class _BeamSearch:
     searches = False
 
 # %% ../nbs/23_evaluate.ipynb #beam
-DEFAULTS = dict(lm_weight=0.9, word_bonus=1.5, beam_width=10) # of docs/from_the_guide.md; the bonus is pyctcdecode's
+DEFAULTS = dict(lm_weight=0.9, word_bonus=1.5, beam_width=10) # of docs/from_the_guide.md; the bonus is ours, pyctcdecode's default
 
 @dataclass(frozen=True)
 class Beam(_BeamSearch):
@@ -253,7 +253,8 @@ def score(opened: Opened,
     left = [f'excluded {i}: {fault}' for i, fault in opened.corpus.skipped]
     def add(record):
         kept = _without_former_weights(record, checkpoint, weights)
-        kept = changed(kept, times=kept.times | times, notes=[*dict.fromkeys([*kept.notes, *left])])
+        new = [note for note in left if not any(n.startswith(note.split(': ')[0] + ': ') for n in kept.notes)]
+        kept = changed(kept, times=kept.times | times, notes=[*kept.notes, *new])
         return add_decode(kept, decode, log_probs.utterances)
     if log_probs.split == 'test': _note_reading(opened.record, decode, why, opened.folder)
     opened.keep(add)

@@ -291,19 +291,23 @@ for number, (run, teachers) in enumerate(config["after"].items()):
         params: run=run
         priority: len(config["after"]) - number
         shell:
-            "export SELF_DISTILL_ROOT={config[root]:q} OMP_NUM_THREADS={config[threads]} MKL_NUM_THREADS={config[threads]} && mkdir -p {config[root]:q}/logs/{params.run} &&"
+            "export SELF_DISTILL_ROOT={config[root]:q} OMP_NUM_THREADS={config[threads]} MKL_NUM_THREADS={config[threads]}"
+            " && mkdir -p {config[root]:q}/logs/{params.run} &&"
             " exec {config[python]:q} -c 'from self_distill.experiments import run_job; run_job()' {params.run}"
             " 3>&1 >>{config[root]:q}/logs/{params.run}/experiment.log 2>&1"
 """
+
+def _threads(jobs): # of one job, where its config names none; Snakemake would give it one
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    return os.environ.get('OMP_NUM_THREADS') or max(1, min(cores, psutil.cpu_count(logical=False) or cores)//jobs)
 
 def _new_call(path, overrides, runs, left, devices, jobs):
     "A new folder with the rules, and with what their jobs must know"
     folder = root_path('runs/experiments')/Path(path).stem/f'{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}'
     check_writable(folder)
     after = {name: [teacher] if (teacher := runs[name].teacher) in left else [] for name in left}
-    threads = os.environ.get('OMP_NUM_THREADS') or max(1, (psutil.cpu_count(logical=False) or os.cpu_count())//jobs)
-    call = dict(root=str(root_path('.')), python=sys.executable, threads=threads, plan=str(config_file(path)), overrides=list(overrides),
-                runs=list(runs), devices=list(devices), jobs=jobs, after=after)
+    call = dict(root=str(root_path('.')), python=sys.executable, threads=_threads(jobs), plan=str(config_file(path)),
+                overrides=list(overrides), runs=list(runs), devices=list(devices), jobs=jobs, after=after)
     (folder/'Snakefile').write_text(SNAKEFILE, encoding='utf-8')
     (folder/'call.json').write_text(json.dumps(call, indent=1), encoding='utf-8')
     return folder
@@ -379,7 +383,8 @@ def run_plan(path,          # YAML file, looked for as `config_file` does
         begun = any(_locks(runs[name])[0].with_suffix('.log').exists() for name in failed)
         logs = 'logs/<run>/experiment.log and ' if begun else ''
         raise RuntimeError(f'not complete: {", ".join(failed)}; see {logs}{folder}/engine.log')
-    if not dry_run and (rest := runs_left(runs)): raise RuntimeError(f'still to do, though no run has failed: {rest}; please report it')
+    if not dry_run and (rest := runs_left(runs)):
+        raise RuntimeError(f'no run has failed, but these are not complete: {", ".join(rest)}; please report it')
     for name, steps in left.items() if dry_run else ():
         teacher = runs[name].teacher
         print(f'{name}: {", ".join(steps)}' + (f' (after {teacher})' if teacher in left else ''))

@@ -7,6 +7,9 @@ __all__ = ['pseudo_label', 'labels_of']
 
 # %% ../nbs/23e_labelling.ipynb #imports
 from contextlib import suppress
+from dataclasses import replace
+
+from fastcore.basics import chunked
 
 from .checkpoint import CheckpointError
 from .evaluate import SearchedBeam, settings_text
@@ -26,10 +29,15 @@ def pseudo_label(checkpoint: str,          # the teacher's file
     silent = untranscribed(opened.corpus)
     if not len(silent.manifest): raise ValueError(f'{opened.corpus.name}: every training utterance has a transcript; leave the text '
                                     'of others empty, or set data.transcribed')
-    log_probs = compute_log_probs(opened.loaded, silent, 'train', cache=opened.data.cache)
-    with decoder.open(opened) as (transcribe, settings): labels = dict(zip(log_probs.ids, transcribe(log_probs.log_probs)))
+    labels = {}
+    with decoder.open(opened) as (transcribe, settings):
+        for rows in chunked(silent.manifest.index, 2000): # that many are in memory
+            block = replace(silent, manifest=silent.manifest.loc[rows])
+            heard = compute_log_probs(opened.loaded, block, 'train', cache=opened.data.cache)
+            labels |= zip(heard.ids, transcribe(heard.log_probs))
     path = write_labels(checkpoint, opened.loaded.weights_sha256, silent, labels, settings)
-    student = 'few_transcripts' + '_large' * (count_parameters(opened.loaded.model) > 5e6)
+    like_large = opened.loaded.config.text.alphabet == 'train' and count_parameters(opened.loaded.model) > 5e6
+    student = 'few_transcripts' + '_large' * like_large
     print(f'{len(labels)} transcripts are written ({settings_text(settings) if settings else "greedy"}): {path}\n'
           f'Next: self-distill train --config configs/{student}.yaml teacher.checkpoint={checkpoint} …')
     return labels

@@ -36,6 +36,7 @@ def data_settings(config: Config,
     "A config's `data` section with dotted overrides; ValueError for any other section"
     values = config_dict(config)
     if any(o.startswith('data.corpus=') for o in overrides): values['data'] |= dict(protocol='official', fold=0, transcribed=1.0)
+    if 'data.protocol=official' in overrides: values['data']['fold'] = 0
     for override in overrides:
         if not override.startswith('data.'):
             raise ValueError(f'{override!r}: a checkpoint brings its settings with it; only data.… can be set here, '

@@ -267,7 +267,7 @@ def paired_bootstrap(baseline: pd.DataFrame, # a table of `count_errors`, with `
                      system: pd.DataFrame, # the same utterances, recognized by the other system
                      noise: RunNoise = None # of all rows with these runs, these two among them (None: of these two)
                     ) -> PairedTest:
-    "Paired t test of two systems over speakers and runs; its standard error is the paired bootstrap's (Bisani & Ney 2004), in closed form"
+    "Paired t test over speakers and runs; the standard error is the paired bootstrap's (Bisani & Ney 2004), in closed form"
     pairs = _pair(baseline, system)
     saved, words, unit = _arrays(pairs)
     value, error, freedom = _difference(saved, words, noise)

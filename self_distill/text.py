@@ -50,7 +50,8 @@ def _refuse_ambiguous(text, language):
     ordinal = r'|\d+\.\s+\w+' if language.partition('_')[0] in DOTTED_ORDINALS else ''
     number = r"\d+(?:[.,٫٬]\d+)+|\d+(?:\s\d{3}\b)+|\d+[-:.'’ʼ]?[^\W\d_]\w*"
     if language.startswith('en'): # a comma between thousands is clear
-        number = r'\d+(?:\.\d+){2,}|(?<!\w)\.\d+|\d+(?:\s\d{3}\b)+|(?<![\d,])(?!\d{1,3}(?:,\d{3})+(?![\d,]))\d+(?:,\d+)+'
+        commas = r'(?<![\d,])(?!\d{1,3}(?:,\d{3})+(?!,?\d))\d+(?:,\d+)+'
+        number = rf'\d+(?:\.\d+){{2,}}|(?<![\w.])\.\d+|(?<!\d)\d{{1,3}}(?:\s\d{{3}}\b)+|{commas}'
     if unclear := re.search(number + ordinal, text):
         raise ValueError(f'{unclear[0]!r} can be read in two ways in language {language!r}: '
                          'spell the number in the transcript')

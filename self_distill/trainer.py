@@ -15,7 +15,7 @@ from fastcore.basics import chunked, patch
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from .checkpoint import copy_checkpoint, load_checkpoint, remove_unfinished, save_checkpoint
+from .checkpoint import CheckpointError, copy_checkpoint, load_checkpoint, remove_unfinished, save_checkpoint
 from .config import Config
 from .config_io import FREE, build_config, config_dict, dotted
 from .files import root_path, writing
@@ -305,8 +305,9 @@ def _train_epochs(self: Trainer, stops):
 @patch
 def _check_best(self: Trainer):
     "Refuse to go on without the best epoch's checkpoint: no later step would make it again"
-    if self.history and not rank() and not (self.folder/'checkpoint_best.pt').exists():
-        raise TrainingError(f'{self.folder}/checkpoint_best.pt is gone; put it back, or delete {self.folder} to train anew')
+    if not self.history or rank(): return
+    try: load_checkpoint(self.folder/'checkpoint_best.pt')
+    except CheckpointError as e: raise TrainingError(f'{e}; put it back, or delete {self.folder} to train anew') from None
 
 @patch
 def fit(self: Trainer):

@@ -140,7 +140,7 @@ def check_course(epoch: int,      # just finished
     def fine(what): found.append(f'On course: {what} after {epoch} epochs')
     if (late := config.not_learning) and epoch == late.epoch:
         if best > late.wer: trigger(f'dev WER still above {late.wer} %', 'not learning')
-        else: fine(f'dev WER {best:.2f} %, not above {late.wer} %,')
+        else: fine(f'dev WER {best:.2f} % (at most {late.wer} % expected)')
     if teacher_wer is not None and epoch == config.not_beating_teacher:
         both = f'than the teacher ({best:.2f} against {teacher_wer:.2f} %)'
         if best >= teacher_wer: trigger(f'no better {both}', 'not beating the teacher')

@@ -149,7 +149,9 @@ def test_transcribe_stored_features(say, root):
     assert all(w['start'] < w['end'] <= t['seconds'] + 0.04 and 0 <= w['confidence'] <= 1 for t in told for w in t['words'])
     beam = say('transcribe', *dev.path, '--checkpoint', BEST, '--beam', '--workers', 1, '--format', 'ctm')[1]
     assert {len(line.split()) for line in beam.splitlines()} == {6} and len(beam.splitlines()) >= 90
-    table = pd.read_csv(io.StringIO(say('transcribe', *dev.path, '--checkpoint', BEST, '--format', 'tsv')[1]), sep='\t')
+    out = say('transcribe', *dev.path, '--checkpoint', BEST, '--format', 'tsv')[1]
+    table = pd.read_csv(io.StringIO(out), sep='\t')
+    assert all(out.splitlines())
     assert list(table) == ['path', 'start', 'end', 'text'] and list(table.groupby('path', sort=False).text.agg(' '.join)) == [*filter(None, heard)]
     assert (0 <= table.start).all() and (table.start < table.end).all() and table.path.map(os.path.isabs).all()
 
