@@ -305,6 +305,16 @@ def _read_files(manifest, cache, data, keep):
     manifest = _with_facts(manifest, every, cache.facts, _facts_folder(cache)/'features.npy', data, keep, what)
     return _check_lengths(manifest, keep), True, ''
 
+# %% ../nbs/04_corpora.ipynb #refuse-division
+def _refuse_division(data):
+    "ValueError for a protocol that the corpus has not, or a fold that the protocol has not"
+    if data.protocol != 'official' and data.corpus in ('demo', 'mboshi', 'manifest'):
+        raise ValueError(f'data.protocol {data.protocol!r}: corpus {data.corpus} has one split; remove `folds` and '
+                         'data.protocol, or divide it in a function of your own (data.corpus=module:function)')
+    if data.fold and data.protocol == 'official':
+        raise ValueError(f'data.fold {data.fold}: protocol official has no folds; set data.protocol=folds, '
+                         'or remove data.fold')
+
 # %% ../nbs/04_corpora.ipynb #load-corpus
 def load_corpus(data: DataConfig,        # which corpus, where, how it is split
                 text: TextConfig,        # how transcripts are normalized, and the vocabulary
@@ -314,12 +324,7 @@ def load_corpus(data: DataConfig,        # which corpus, where, how it is split
                ) -> Corpus:
     "The corpus that `data` names, with texts normalized and features in the cache"
     make = find_corpus(data.corpus)
-    if data.protocol != 'official' and data.corpus in ('demo', 'mboshi', 'manifest'):
-        raise ValueError(f'data.protocol {data.protocol!r}: corpus {data.corpus} has one split; remove `folds` and '
-                         'data.protocol, or divide it in a function of your own (data.corpus=module:function)')
-    if data.fold and data.protocol == 'official':
-        raise ValueError(f'data.fold {data.fold}: protocol official has no folds; set data.protocol=folds, '
-                         'or remove data.fold')
+    _refuse_division(data)
     source, skipped = data.path or data.corpus, []
     cache = FeatureCache(root_path(data.cache)/'features', features, data.keep_features)
     keep = lambda manifest, check: _each_row(manifest, check, data.on_error, skipped)

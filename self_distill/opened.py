@@ -121,7 +121,7 @@ def _check_utterances(record, corpus):
                           f'{len(here)} that {corpus.name} has now: {what}. Set data.path to the corpus that the run '
                           'was trained on, or name another corpus as such: data.corpus=manifest data.path=…')
 
-# %% ../nbs/22a_opened.ipynb #check-unheard
+# %% ../nbs/22a_opened.ipynb #other-data
 def _changed(opened, split):
     "Whether a split is not what the training found"
     own = {} if opened.elsewhere else opened.loaded.payload.get('data') or {}
@@ -137,20 +137,23 @@ def note_other_data(opened, # `Opened`
                     split: str # 'dev' or 'test'
                    ):
     "Say where the recordings of a split are not those that the training found"
-    if split != 'train' and _changed(opened, split): _tell(opened, f'{split} was decoded from other files than the training found')
+    if split != 'train' and _changed(opened, split):
+        _tell(opened, f'{split} was decoded from other files than the training found')
 
 def note_other_text(opened): # `Opened`
     "Say where a language model is of other training texts than the recognizer's"
     if not opened.loaded.config.teacher.pseudo_labels and _changed(opened, 'train'):
         _tell(opened, 'the language model is of training texts that changed since the training, or whose recordings did')
 
+# %% ../nbs/22a_opened.ipynb #check-unheard
 def check_unheard(opened, # `Opened`
                   split: str # 'train', 'dev' or 'test'
                  ):
     "Refuse a dev or test split with utterances or speakers that the model was trained on"
     if split == 'train': return
     leaks = heard(opened.loaded.payload.get('data'), opened.corpus, split)
-    if leaks and opened.data.allow_leaks: return opened.note(f'decoded with data.allow_leaks: the model has heard {" and ".join(leaks)}')
+    if leaks and opened.data.allow_leaks:
+        return opened.note(f'decoded with data.allow_leaks: the model has heard {" and ".join(leaks)}')
     if leaks:
         raise ValueError(f'{opened.loaded.path.name} of {opened.loaded.config.run} has heard {" and ".join(leaks)} of '
                          f'{opened.corpus.name} in its training; evaluate it on other data, or set '

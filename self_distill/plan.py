@@ -40,7 +40,7 @@ class BeamSearch(Part):
     @model_validator(mode='before')
     def _short(cls, values): return {} if values == 'search' else values
 
-# %% ../nbs/25_plan.ipynb #shared
+# %% ../nbs/25_plan.ipynb #set-by-plan
 SET_BY_PLAN = ('run', 'seed', 'data.protocol', 'data.fold', 'teacher.checkpoint')
 
 def _refuse_set_by_plan(keys):
@@ -49,6 +49,7 @@ def _refuse_set_by_plan(keys):
         raise ValueError(f'`{found[0]}` is set by the plan; use the keys `prefix`, `seed`, `folds` and `teacher`, '
                          'or a config file of another protocol')
 
+# %% ../nbs/25_plan.ipynb #shared
 class Shared(Part):
     "Keys that a plan, a group or a row may have; the innermost counts"
     config: Optional[str] = None                       # YAML file of the run
