@@ -26,7 +26,7 @@ demo: $(STAMP) ## the whole recipe on the synthetic corpus: baseline, distilled 
 test: $(STAMP) ## all tests, every notebook's included (WORKERS=2 at a time)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-torture: $(STAMP) ## the long tests too: runs killed and resumed many times
+torture: $(STAMP) ## the long tests alone: runs killed and resumed many times, full disks
 	$(BIN)/python -m pytest -m "torture or disk"
 
 bench: $(STAMP) ## measure speed, scale and memory here, into results/ and thesis_figures/speed.md (20 minutes)

@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from .augmentation import add_noise, spec_augment, time_stretch, utterance_generator, warp_voice
 from .config import AugmentConfig, FeatureConfig
 from .corpora import row_tuples
+from .feature_cache import file_kinds
 from .features import normalize
 from .text import Tokenizer
 
@@ -177,7 +178,9 @@ def _voice(self: UtteranceDataset, row, generator):
     x, warp = self.corpus.read(row), self.augment.warp
     if not warp: return x
     factor = 1 + warp*(2*torch.rand((), generator=generator).item() - 1)
-    return warp_voice(x, factor, self.features.kind == 'mfcc', self.features.sample_rate)
+    cepstra = self.features.kind == 'mfcc'
+    liftered = cepstra and 'mfcc' != file_kinds(row.path)[0] # by Kaldi; Sphinx's files are not
+    return warp_voice(x, factor, cepstra, self.features.sample_rate, liftered)
 
 # %% ../nbs/05_batches.ipynb #damage
 @patch

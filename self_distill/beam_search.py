@@ -145,7 +145,9 @@ def prepare(self:BeamDecoder, log_probs, # (T', V) natural log-probabilities, bl
 # %% ../nbs/20a_beam_search.ipynb #search
 @patch
 def _search(self:BeamDecoder, method, utterance, values):
-    "What the engine's `method` finds for a prepared utterance"
+    "What the engine's `method` finds for a prepared utterance; None in silence"
+    silence = utterance.log_probs[:, 0].sum() + utterance.skipped
+    if self.language_model_path and silence > math.log(0.5) or not len(utterance.frames): return None
     return getattr(self._tune(**values), method)(utterance.log_probs, beam_width=values['beam_width'],
                                                  beam_prune_logp=self.beam_prune, token_min_logp=self.token_min)
 
@@ -153,7 +155,7 @@ def _search(self:BeamDecoder, method, utterance, values):
 @patch
 def _text(self:BeamDecoder, utterance, values):
     "The best text of a prepared utterance"
-    return self._search('decode', utterance, values) if len(utterance.frames) else ''
+    return self._search('decode', utterance, values) or ''
 
 # %% ../nbs/20a_beam_search.ipynb #timed
 def _timed(word, start, end, frames, beams, shares):
@@ -165,8 +167,8 @@ def _timed(word, start, end, frames, beams, shares):
 @patch
 def _nbest(self:BeamDecoder, utterance, values, n):
     "The best `n` hypotheses of a prepared utterance, with times and confidences"
-    found = self._search('decode_beams', utterance, values) if len(utterance.frames) else []
-    found = found or [('', None, [], 0.0, 0.0)]
+    silence = float(utterance.log_probs[:, 0].sum())
+    found = self._search('decode_beams', utterance, values) or [('', None, [], silence, silence)]
     _, _, beams, _, scores = zip(*found)
     shares = np.exp(np.array(scores) - scores[0])
     shares /= shares.sum()

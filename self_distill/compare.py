@@ -71,7 +71,7 @@ def pooled_counts(system: System,
                   split: str, # 'dev' or 'test'
                   decoder: str # 'greedy', 'beam', …
                  ) -> pd.DataFrame: # id, speaker, run, substitutions, deletions, insertions, reference
-    "Errors of every utterance in every run of a system; RecordError where a run occurs twice"
+    "Errors of every utterance in every run of a system; RecordError where a run occurs twice, or a fold more often than another"
     runs, tables = {}, []
     for n, r in enumerate(_in_order(system), 1):
         table = decode_counts(r, find_decode(r, split, decoder, system.checkpoint))
@@ -80,6 +80,10 @@ def pooled_counts(system: System,
                                            'a run counts once, so leave all but one of them out')
         runs[name] = r.run
         tables.append(table.assign(run=f'run {n}'))
+    folds = Counter(r.fold for r in system.records)
+    if len(set(folds.values())) > 1:
+        raise RecordError(f'{system.name}: unequal numbers of runs in its folds ({dict(folds)}), so that one would '
+                          'count more: name as many runs of each')
     return pd.concat(tables, ignore_index=True)
 
 # %% ../nbs/24_compare.ipynb #compare-decodes

@@ -46,7 +46,7 @@ class Likeliest:
     members: list # of `LoadedModel`
     split: str
     name: str = 'likeliest'
-    searches = False
+    searches = ()
 
     @contextmanager
     def open(self, opened: Opened):

@@ -35,7 +35,7 @@ from .significance import bootstrap_interval, paired_bootstrap
 class Greedy:
     "The best token of every frame (`10_greedy`)"
     name: str = 'greedy'
-    searches = False # its values on dev
+    searches = () # settings that are searched on dev
 
     @contextmanager
     def open(self, opened: Opened):
@@ -91,7 +91,6 @@ class _BeamSearch:
     name: str = 'beam'
     engine: str = 'auto'              # `beam_search.pick_engine`
     workers: int = 2                  # processes that decode
-    searches = False
 
 # %% ../nbs/23_evaluate.ipynb #beam
 DEFAULTS = dict(lm_weight=0.9, word_bonus=1.5, beam_width=10) # of docs/from_the_guide.md; the bonus is ours, pyctcdecode's default
@@ -105,6 +104,9 @@ class Beam(_BeamSearch):
 
     @property
     def given(self): return {k: v for k in SETTINGS if (v := getattr(self, k)) is not None}
+
+    @property
+    def searches(self): return [k for k in SETTINGS if k not in self.given]
 
     def values(self, opened, decoder): return DEFAULTS | (_chosen(opened, decoder) or {}) | self.given
 
@@ -136,7 +138,7 @@ class SearchedBeam(_BeamSearch):
     lm_weights: tuple = LM_WEIGHTS
     word_bonuses: tuple = WORD_BONUSES # nats a word
     beam_widths: tuple = BEAM_WIDTHS
-    searches = True
+    searches = SETTINGS
 
     @contextmanager
     def open(self, opened: Opened):
@@ -156,6 +158,7 @@ def _chosen(opened, decoder):
 # %% ../nbs/23_evaluate.ipynb #search
 def _search(spec, opened, decoder):
     "Search on dev and keep the grid in the record; the chosen settings"
+    check_unheard(opened, 'dev')
     dev = compute_log_probs(opened.loaded, opened.corpus, 'dev', cache=opened.data.cache)
     grid = spec.lm_weights, spec.word_bonuses, spec.beam_widths
     table = search_beam_settings(decoder, dev.log_probs, dev.texts, *grid)
@@ -261,11 +264,11 @@ def score(opened: Opened,
     return decode
 
 # %% ../nbs/23_evaluate.ipynb #is-recorded
-def _outdated(record, decode):
-    "Whether a search has chosen other values since a decoding"
+def _outdated(record, decode, searched):
+    "Whether a search has chosen other values since a decoding, for these settings"
     wanted = decode.weights_sha256, decode.settings.get('language_model_sha256')
     found = [s for s in record.searches if (s.weights_sha256, s.language_model_sha256) == wanted]
-    return bool(found) and any(getattr(found[-1], k) != decode.settings[k] for k in SETTINGS)
+    return bool(found) and any(getattr(found[-1], k) != decode.settings[k] for k in searched)
 
 def is_recorded(record: Record,
                 split: str,            # 'train', 'dev' or 'test'
@@ -274,7 +277,7 @@ def is_recorded(record: Record,
                ) -> bool:
     "Whether a record holds a decoder's decoding of a split, made with the settings it asks for"
     return any(d.key == (split, decoder.name, checkpoint) and decoder.made(d.settings)
-               and not (decoder.searches and _outdated(record, d)) for d in record.decodes)
+               and not (decoder.searches and _outdated(record, d, decoder.searches)) for d in record.decodes)
 
 def _is_current(opened, split, decoder):
     "Whether the record holds this decoding of these very weights"
@@ -337,7 +340,6 @@ def search(checkpoint,               # file, several files (an ensemble), or `Lo
     "Choose beam search settings on dev; the grid and the choice go into the record"
     opened = open_for_evaluation(checkpoint, overrides, device, folder)
     _refuse_other_weights(opened)
-    check_unheard(opened, 'dev')
     with _beam_search(decoder, opened) as (engine, settings): _search(decoder, opened, engine)
     return opened.record.searches[-1]
 
@@ -350,4 +352,6 @@ def search_table(record: Record,
     found = [s for s in record.searches if (s.checkpoint, s.decoder) == (checkpoint, decoder)]
     if not found: raise RecordError(f'{record.run}: holds no search of checkpoint {checkpoint} by {decoder}; '
                                     'make it with `self-distill search`')
-    return pd.DataFrame(found[-1].grid)
+    models = {d.settings.get('language_model_sha256') for d in record.decodes if d.key[1:] == (decoder, checkpoint)}
+    same = [s for s in found if s.language_model_sha256 in models] # that a decoding has used
+    return pd.DataFrame((same or found)[-1].grid)

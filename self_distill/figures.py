@@ -23,7 +23,7 @@ from papermill.parameterize import parameterize_notebook
 
 from .compare import System, decoders_of_all
 from .config_io import config_file, portable
-from .evaluate import DEFAULTS
+from .evaluate import DEFAULTS, is_recorded
 from .experiments import notebook_path, refuse_other
 from .files import atomic_write, root_path
 from .plan import BeamSearch, find_row, planned_run, read_plan, run_names
@@ -129,7 +129,7 @@ def record(self: Results, run: str # its name
         if planned and record.kind == 'decoding': self._refuse([run]) # evaluated before the end of its training
         if planned: refuse_other(record, planned, path)
         odd = [f'{d.split} {d.decoder}' for d in record.decodes for p in (planned.decoders if planned else ())
-               if d.key == (d.split, p.name, 'best') and not p.made(d.settings)]
+               if d.key == (d.split, p.name, 'best') and not is_recorded(record, d.split, p)]
         self.refuse_lacking([run] if odd else [], f'{", ".join(odd)} with the settings of the plan')
         self.used[run] = record, hashlib.sha256(path.read_bytes()).hexdigest()
     return self.used[run][0]
@@ -392,7 +392,9 @@ def _make_page(name, plan, records, folder):
     "A page; MissingRecords where another plan is drawn, or a run of its own plans or a benchmark has no record"
     if config_file(plan) != config_file(PLAN): raise MissingRecords(f'the pages are drawn with {PLAN}')
     for source in PAGES[name][1]:
-        if not source.endswith('.yaml'): Results(None, records).benchmark(source); continue
+        if not source.endswith('.yaml'):
+            Results(None, records).benchmark(source, '' if source.startswith('speed') else '35_teaching_signal')
+            continue
         results = Results(source, records)
         groups = results.plan.groups.items()
         missing = [run for g, part in groups for row in part.rows for run in results.missing(g, row)]

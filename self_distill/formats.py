@@ -384,6 +384,8 @@ def cut_segments(table: pd.DataFrame, # with `start`, and `duration` or `end`, o
     if 'duration' not in table: table['duration'] = np.nan
     is_part, end = table.start.notna(), table.start + table.duration
     open_ = is_part & end.isna()
+    if 'end' in table and (alone := table.start.isna() & table.end.notna() & (table.end.astype(str).str.strip() != '')).any():
+        raise ValueError(f'{source}, {table.path[alone].iloc[0]}: an end needs a start: write 0 for the beginning')
     if open_.any() and 'end' in table: end[open_] = seconds_in(table[open_], 'end', source)
     if (lost := is_part & end.isna()).any():
         raise ValueError(f'{source}, {table.path[lost].iloc[0]}: a start needs a duration or an end, in seconds')

@@ -27,7 +27,7 @@ from .model import BiLSTMCTC
 from .objective import Objective
 from .own_model import new_model
 from .processes import add_gradients, gathered, process_0_first, processes, rank, total, totals
-from .pseudo_labels import read_labels, with_labels
+from .pseudo_labels import how_written, read_labels, with_labels
 from .records import now
 from .schedule import learning_rate_at
 from .teacher import is_asked, load_teacher, teacher_output, teacher_precision
@@ -118,7 +118,8 @@ def _load_data(self: Learner):
     self.corpus = load_corpus(c.data, c.text, c.features)
     if c.augmentation.warp and c.features.kind == 'precomputed':
         raise ValueError('augmentation.warp needs log-mel or MFCC features: of precomputed ones it is not known what they are')
-    if c.teacher.pseudo_labels: self.corpus = with_labels(self.corpus, read_labels(c.teacher.checkpoint, self.corpus))
+    if teacher := c.teacher.pseudo_labels and c.teacher.checkpoint:
+        self.corpus = with_labels(self.corpus, read_labels(teacher, self.corpus), how_written(teacher))
     self.tokenizer, self.data = self.corpus.tokenizer, training_data(self.corpus)
     self.statistics = self.corpus.statistics() if c.features.normalization == 'corpus' else None
     def dataset(split, augment, **more):
@@ -165,8 +166,7 @@ def train_step(self: Learner,
     self.scaler.unscale_(self.optimizer)
     norm = clip_grad_norm_(self.parameters, t.gradient_clip)
     for group in self.optimizer.param_groups: group['lr'] = learning_rate_at(self.update, self.updates, t.optimizer)
-    numbers = norms | {name: total(value) for name, value in sums.items()} | {'gradient_norm': norm}
-    numbers = {name: float(value) for name, value in numbers.items()}
+    numbers = {name: float(total(value)) for name, value in sums.items()} | {'gradient_norm': float(norm)}
     if all(map(math.isfinite, numbers.values())):
         self.scaler.step(self.optimizer)
         if self.average: self.average.update_parameters(self.model)
@@ -174,7 +174,7 @@ def train_step(self: Learner,
     else: self._skip(window, buffers)
     self.scaler.update()
     self.optimizer.zero_grad(set_to_none=True)
-    return numbers
+    return {name: float(value) for name, value in norms.items()} | numbers
 
 # %% ../nbs/17_learner.ipynb #own-random-numbers
 @patch

@@ -127,7 +127,8 @@ def complete(table: pd.DataFrame, # with `path` and `text`
     table = table.reset_index(drop=True).assign(path=[str(p) for p in table.path],
                                                 text=['' if pd.isna(t) else str(t) for t in table.text])
     table['id'] = table.id.astype(str) if 'id' in table else path_ids(table.path)
-    speaker = table.speaker.fillna('').astype(str).str.strip() if 'speaker' in table else pd.Series(UNKNOWN, table.index)
+    speaker = pd.Series(UNKNOWN, table.index)
+    if 'speaker' in table: speaker = table.speaker.fillna('').astype(str).str.strip().str.normalize('NFC')
     if not (speaker != '').any(): speaker[:] = UNKNOWN # a column without a word in it
     table['speaker'] = speaker
     table['split'] = _with_dev(table, source) if 'split' in table else default_split(table) # empty cells are one speaker

@@ -15,16 +15,17 @@ from torch import Tensor, nn
 from .batches import output_frames
 from .config import ModelConfig
 from .corpora import own_code
-from .model import BiLSTMCTC, ModelOutput, build_model
+from .model import BiLSTMCTC, ModelOutput, StridedConv, build_model
+from .processes import processes
 
 # %% ../nbs/06a_own_model.ipynb #own-fault
 def _own_fault(out, lengths, vocabulary_size):
-    "What a model's answer to two utterances lacks; None where nothing does"
+    "What a model's answer to utterances lacks; None where nothing does"
     if not isinstance(out, ModelOutput): return f'returns {type(out).__name__}, not self_distill.model.ModelOutput'
     frames = output_frames(lengths).tolist()
     if out.lengths.tolist() != frames:
         return f'gives {out.lengths.tolist()} output frames for {lengths.tolist()} of input; one for four, {frames}, is needed'
-    if out.logits.shape != (shape := (2, max(frames), vocabulary_size)):
+    if out.logits.shape != (shape := (len(frames), max(frames), vocabulary_size)):
         return f'gives logits of shape {tuple(out.logits.shape)}, not {shape}'
     if len({h.shape for h in out.hidden}) > 1: return 'gives hidden states of unequal shapes'
     if any(h.shape[:2] != shape[:2] for h in out.hidden):
@@ -51,18 +52,23 @@ class OwnModel(nn.Module):
 @patch
 @torch.no_grad()
 def _try(self: OwnModel, own, input_size, vocabulary_size):
-    "Its answer to two utterances; ValueError where that is not what the project needs"
-    lengths, random = torch.tensor([41, 30]), torch.get_rng_state()
-    features = torch.randn(2, 41, input_size)*(torch.arange(41) < lengths[:, None])[..., None]
+    "Its answer to four utterances; ValueError where that is not what the project needs"
+    lengths, random = torch.tensor([41, 40, 39, 30]), torch.get_rng_state() # every remainder by four
+    features = torch.randn(4, 41, input_size)*(torch.arange(41) < lengths[:, None])[..., None]
     out = self.inner.eval()(features, lengths)
     if fault := _own_fault(out, lengths, vocabulary_size): raise ValueError(f'model.own {own!r}: the model {fault}')
-    alone = self.inner(features[1:, :30], lengths[1:])
+    alone = self.inner(features[3:, :30], lengths[3:])
     self.inner.train()
     torch.set_rng_state(random)
-    self.padding_counts = float((out.logits[1, :alone.lengths[0]] - alone.logits[0]).abs().max()) > 0.001
+    self.padding_counts = float((out.logits[3, :alone.lengths[0]] - alone.logits[0]).abs().max()) > 0.001
     return out
 
 # %% ../nbs/06a_own_model.ipynb #new-model
+def _has_own_statistics(model):
+    "Whether it has a batch norm that sees one process's utterances alone"
+    shared = {m.norm for m in model.modules() if isinstance(m, StridedConv)}
+    return any(isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) and m not in shared for m in model.modules())
+
 def new_model(config: ModelConfig, # the `model` section
               input_size: int,     # F
               vocabulary_size: int # V
@@ -70,6 +76,9 @@ def new_model(config: ModelConfig, # the `model` section
     "A fresh model from its config section"
     if not config.own: return build_model(config, input_size, vocabulary_size)
     model = OwnModel(config.own, input_size, vocabulary_size, **config.options)
+    if processes() > 1 and _has_own_statistics(model):
+        raise ValueError(f'model.own {config.own!r}: its batch norm would differ between {processes()} processes; '
+                         'take nn.GroupNorm or nn.SyncBatchNorm, or train in one process')
     if model.padding_counts: warnings.warn(f'model.own {config.own!r}: the outputs of an utterance depend on the padding, '
                                            'and so on the batch that it is in; mask by lengths')
     return model

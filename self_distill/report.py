@@ -38,7 +38,8 @@ def _column(system, name, row, split):
     "What the page shows of a system's decoder; row: of `Comparison.table`"
     counts = pooled_counts(system, split, row.decoder)
     interval, (*errors, words) = bootstrap_interval(counts), (int(counts[part].sum()) for part in PARTS)
-    settings = find_decode(system.records[0], split, row.decoder, system.checkpoint).settings
+    each = [find_decode(r, split, row.decoder, system.checkpoint).settings for r in system.records]
+    settings = {k: v for k, v in each[0].items() if all(s.get(k) == v for s in each)}
     return dict(name=name, system=system.name, decoder=row.decoder, runs=row.runs, wer=round(row.wer, 4),
                 low=round(interval.low, 4), high=round(interval.high, 4), unit=f'{interval.units} {interval.unit}',
                 cer=round(row.cer, 4), words=words, errors=errors, by_run=list(row.by_run),

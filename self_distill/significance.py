@@ -111,6 +111,10 @@ def _p_value(value, error, freedom):
     "Two-sided p value of Student's t"
     return 2 * stdtr(freedom, -np.abs(value) / error)
 
+def _sign_test(value, units):
+    "Two-sided p value where all units gain alike, so that no spread is seen"
+    return 2 * 0.5 ** units if value else 1.0
+
 # %% ../nbs/09a_significance.ipynb #unit
 UNITS = dict(speaker='speakers', id='utterances')
 
@@ -200,7 +204,8 @@ def p_text(value: float) -> str:
 def _sentence(test):
     "A `PairedTest` in words"
     p, verdict = p_text(test.p_value), 'significant' if test.significant else 'not significant'
-    if not test.standard_error: return f'{test.improvement:+.2f} points, the same errors everywhere ({p}, {verdict})'
+    same = 'gain' if test.improvement else 'errors'
+    if not test.standard_error: return f'{test.improvement:+.2f} points, the same {same} everywhere ({p}, {verdict})'
     runs = f'{test.runs} runs' if test.runs > 1 else 'one run each: these checkpoints, not their recipes'
     if test.single: runs += ' on one side, one on the other: that checkpoint, not its recipe'
     return (f'{test.improvement:+.2f} points [{test.low:+.2f}, {test.high:+.2f}], {test.relative:+.1f} % relative, '
@@ -271,11 +276,12 @@ def paired_bootstrap(baseline: pd.DataFrame, # a table of `count_errors`, with `
     pairs = _pair(baseline, system)
     saved, words, unit = _arrays(pairs)
     value, error, freedom = _difference(saved, words, noise)
+    error = error if error > 1e-9 else 0.0 # rounding
     margin, total = error * stdtrit(freedom, 0.975), words.sum()
     return PairedTest(
         baseline=100 * float(pairs.errors.sum() / total), system=100 * float(pairs.errors_system.sum() / total),
         improvement=float(value), low=float(value - margin), high=float(value + margin),
-        p_value=float(_p_value(value, error, freedom) if error else value == 0), standard_error=float(error),
+        p_value=float(_p_value(value, error, freedom) if error else _sign_test(value, words.shape[1])), standard_error=float(error),
         detectable=float(margin + error * stdtrit(freedom, 0.80)),
         unit=UNITS[unit], units=words.shape[1], runs=words.shape[0],
         single=len(words) > 1 and 1 in (_with_runs(t).run.nunique() for t in (baseline, system)))

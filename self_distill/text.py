@@ -102,7 +102,7 @@ def _strip_punctuation(text):
     return re.sub(rf"(?<!\S)['{JOINS}]+|['{JOINS}]+(?!\S)|'{{2,}}", ' ', text.translate(SPOKEN))
 
 # %% ../nbs/01_text.ipynb #normalize-text
-VISIBLE = _Each(lambda c: '' if unicodedata.category(c) == 'Cf' else c)
+VISIBLE = _Each(lambda c: ' ' if c == '\u200b' else '' if unicodedata.category(c) == 'Cf' else c) # it divides words in Khmer
 
 def normalize_text(text: str,            # a transcript as it was written
                    case='lower',         # 'lower', 'upper' or 'keep'

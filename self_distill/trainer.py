@@ -253,7 +253,7 @@ def locked(self: Trainer):
         held = ExitStack()
         try:
             for place in (self.folder, self.log.folder): # a run of this name may keep its checkpoints elsewhere
-                held.enter_context(FileLock(place/'.lock').acquire(timeout=0))
+                held.enter_context(FileLock(place/'.lock').acquire(timeout=1))
         except Timeout:
             held.close()
             raise TrainingError(f'{place}: another process is training this run; wait for it, '

@@ -51,6 +51,8 @@ def speech_spans(level,     # dB of each frame
     quiet, loud = np.percentile(level, [5, 99.6]) # three frames of a window may be louder
     heard = np.flatnonzero(level > max(quiet + 0.3*(loud - quiet), loud - 35))
     if loud - quiet < 3 or not len(heard): return []
+    if heard[0] < pause: heard = np.r_[0, heard]  # no pause at an edge: quiet sounds of the first and last words
+    if len(level) - 1 - heard[-1] < pause: heard = np.r_[heard, len(level) - 1]
     breaks = np.flatnonzero(np.diff(heard) > pause)
     first, last = heard[np.r_[0, breaks + 1]], heard[np.r_[breaks, -1]]
     return [(max(0, int(a) - 1), min(len(level), int(b) + 2)) for a, b in zip(first, last)]
@@ -69,7 +71,8 @@ class Piece(NamedTuple):
 def _window(level, pause, last):
     "Spans of a window, where the next window starts, and whether it overlaps"
     spans, size = speech_spans(level, pause) if pause else [(0, len(level))], len(level)
-    if last or not spans or spans[-1][1] + max(pause, 2) - 1 <= size: return spans, size, False # ended by a pause
+    if not spans: return [], size if last else size - 4, False # a word may begin in the last frames
+    if last or spans[-1][1] + max(pause, 2) - 1 <= size: return spans, size, False # ended by a pause
     if spans[-1][0] >= size//2: return spans[:-1], spans[-1][0], False # read again from its beginning
     return [*spans[:-1], (spans[-1][0], size)], size - 2*round(CONTEXT/FRAME_SECONDS), True
 
@@ -82,7 +85,7 @@ def cut(recording,   # `Recording` or `StoredFeatures`
     while start < total:
         sound, last = recording.read(start*step, (start + size)*step), start + size >= total
         level = loudness(sound, step) if pause else range(-(-len(sound)//step))
-        spans, ahead, overlaps = _window(level, round(pause/FRAME_SECONDS), last)
+        spans, ahead, overlaps = _window(level, math.ceil(pause/FRAME_SECONDS), last)
         for a, b in spans:
             drop = round(CONTEXT/FRAME_SECONDS) if overlaps and b == len(level) else 0
             yield Piece(start + a, sound[a*step:b*step], max(0, answered - start - a), drop)

@@ -75,6 +75,8 @@ def test_degenerate_cases():
     assert (bootstrap_interval(perfect).low, bootstrap_interval(perfect).high) == (0, 0)
     same = paired_bootstrap(perfect, perfect)
     assert (same.p_value, same.relative, same.significant) == (1, 0, False) and 'not significant' in str(same)
+    alike = paired_bootstrap(table([1, 1], [1, 1]), table([0, 0], [1, 1]))
+    assert alike.p_value == 0.5 and 'the same gain everywhere' in str(alike) # no fewer than the sign test's
     few = table([1, 0], [5, 5])
     assert bootstrap_interval(few).unit == 'utterances'
     with pytest.raises(ValueError, match='at least two'): bootstrap_interval(few[:1])

@@ -1,8 +1,8 @@
 """Install everything into .venv, from any Python 3: `make install`, or `python tools/install.py` where there is no make.
 
 Finds a Python 3.11 or 3.12 (or lets uv bring one), makes .venv, installs what requirements.lock names and then the
-project itself, editable. Where kenlm cannot be built, it says what to install and goes on: all but the language model works.
-Where ctc-beam-decoder has no wheel, pyctcdecode searches in its place.
+project itself, editable. Where kenlm cannot be built, it says what to install and goes on. Where
+ctc-beam-decoder has no wheel, pyctcdecode searches in its place.
 """
 import os, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
