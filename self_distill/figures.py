@@ -156,10 +156,10 @@ def teachers(self: Results) -> list: # of Record, in the order of the students
 def benchmark(self: Results, run: str, # its name
               notebook: str = '' # that measures it: '31_step_time'; empty: `make bench` does
              ) -> Record:
-    "The record of a benchmark; MissingRecords with the command that makes it"
+    "The record of a benchmark; MissingRecords with what makes it"
     if not record_path(run, self.folder).exists():
-        command = f'papermill nbs/{notebook}.ipynb out.ipynb --cwd nbs -p record {run}' if notebook else 'make bench'
-        raise MissingRecords(f'no record yet of {run}; `{command}` makes it')
+        made_by = f'nbs/{notebook}.ipynb, with record={run} among its parameters,' if notebook else '`make bench`'
+        raise MissingRecords(f'no record yet of {run}; {made_by} makes it')
     return self.record(run)
 
 # %% ../nbs/27_figures.ipynb #rows

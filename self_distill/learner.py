@@ -118,8 +118,9 @@ def _load_data(self: Learner):
     self.corpus = load_corpus(c.data, c.text, c.features)
     if c.augmentation.warp and c.features.kind == 'precomputed':
         raise ValueError('augmentation.warp needs log-mel or MFCC features: of precomputed ones it is not known what they are')
-    if teacher := c.teacher.pseudo_labels and c.teacher.checkpoint:
-        self.corpus = with_labels(self.corpus, read_labels(teacher, self.corpus), how_written(teacher))
+    if c.teacher.pseudo_labels:
+        texts = read_labels(c.teacher.checkpoint, self.corpus)
+        self.corpus = with_labels(self.corpus, texts, how_written(c.teacher.checkpoint))
     self.tokenizer, self.data = self.corpus.tokenizer, training_data(self.corpus)
     self.statistics = self.corpus.statistics() if c.features.normalization == 'corpus' else None
     def dataset(split, augment, **more):

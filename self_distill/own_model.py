@@ -78,7 +78,7 @@ def new_model(config: ModelConfig, # the `model` section
     model = OwnModel(config.own, input_size, vocabulary_size, **config.options)
     if processes() > 1 and _has_own_statistics(model):
         raise ValueError(f'model.own {config.own!r}: its batch norm would differ between {processes()} processes; '
-                         'take nn.GroupNorm or nn.SyncBatchNorm, or train in one process')
+                         'take nn.GroupNorm (on GPUs nn.SyncBatchNorm will do, too), or train in one process')
     if model.padding_counts: warnings.warn(f'model.own {config.own!r}: the outputs of an utterance depend on the padding, '
                                            'and so on the batch that it is in; mask by lengths')
     return model

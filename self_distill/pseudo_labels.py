@@ -67,7 +67,8 @@ def read_labels(checkpoint,   # the teacher; None: there is none
 # %% ../nbs/16c_pseudo_labels.ipynb #with-labels
 def how_written(checkpoint) -> str: # 'lm_weight 1.2, word_bonus 3.5, …'
     "How a teacher's transcripts were decoded"
-    settings = json.loads(labels_path(checkpoint).read_text(encoding='utf-8'))['decoder']
+    settings = json.loads(labels_path(checkpoint).read_text(encoding='utf-8')).get('decoder')
+    if settings is None: return 'by a decoder that is not known'
     shown = 'lm_weight', 'word_bonus', 'beam_width', 'language_model'
     return ', '.join(f'{k} {settings[k]}' for k in shown if k in settings) or 'greedy'
 

@@ -47,7 +47,7 @@ def loudness(wave: torch.Tensor, # (samples,)
 def speech_spans(level,     # dB of each frame
                  pause: int # frames of quiet that end a span
                 ) -> list:  # of (first, last + 1)
-    "Where something is heard, with a frame of quiet on both sides"
+    "Where something is heard, with a frame of quiet on both sides, or all that is shorter than a pause at the edges"
     quiet, loud = np.percentile(level, [5, 99.6]) # three frames of a window may be louder
     heard = np.flatnonzero(level > max(quiet + 0.3*(loud - quiet), loud - 35))
     if loud - quiet < 3 or not len(heard): return []
@@ -85,7 +85,7 @@ def cut(recording,   # `Recording` or `StoredFeatures`
     while start < total:
         sound, last = recording.read(start*step, (start + size)*step), start + size >= total
         level = loudness(sound, step) if pause else range(-(-len(sound)//step))
-        spans, ahead, overlaps = _window(level, math.ceil(pause/FRAME_SECONDS), last)
+        spans, ahead, overlaps = _window(level, math.ceil(round(pause/FRAME_SECONDS, 6)), last)
         for a, b in spans:
             drop = round(CONTEXT/FRAME_SECONDS) if overlaps and b == len(level) else 0
             yield Piece(start + a, sound[a*step:b*step], max(0, answered - start - a), drop)

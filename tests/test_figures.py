@@ -115,7 +115,7 @@ def test_records_that_lack_something_name_what_adds_it(tmp_path):
     for path in tmp_path.glob('*.json'): path.write_text(json.dumps(json.loads(path.read_text()) | dict(arrays={}, searches=[])))
     for name in ('temperature', 'posteriors', 'beam_search'):
         with pytest.raises(MissingRecords, match='an4_(baseline|student)_s0.*self-distill experiments'): make_figures([name], PLAN, tmp_path)
-    with pytest.raises(MissingRecords, match='no record yet of training_cost; `papermill nbs/31_step_time'): make_figures(['cost_table'], PLAN, tmp_path)
+    with pytest.raises(MissingRecords, match='no record yet of training_cost; nbs/31_step_time'): make_figures(['cost_table'], PLAN, tmp_path)
 
 def test_what_cannot_be_used_is_named(tmp_path):
     write_records(PLAN, tmp_path, lambda run: run.group == 'official')
