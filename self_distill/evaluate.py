@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np, pandas as pd
+from fastcore.basics import patch
 
 from .beam_search import BeamDecoder
 from .config_io import config_file
@@ -117,19 +118,22 @@ class Beam(_BeamSearch):
             by_hand = {} if values == _chosen(opened, decoder) else dict(searched=False)
             yield partial(decoder.decode_batch, **values), settings | values | by_hand
 
-    @contextmanager
-    def open_words(self, opened: Opened): # the best hypothesis' words, with times and confidences (`23a_transcribe`)
-        with _beam_search(self, opened) as (decoder, settings):
-            values = self.values(opened, decoder)
-            if not (self.given or _chosen(opened, decoder)):
-                print('Not searched for this model and language model; decoded with the defaults '
-                      f'{settings_text(values)}', file=sys.stderr)
-            search = partial(decoder.nbest_batch, n=1, **values)
-            yield lambda log_probs: [found[0].words for found in search(log_probs)]
-
     def made(self, settings: dict) -> bool:
         wanted = self.given or ({} if settings.get('searched', True) else DEFAULTS) # what no search has chosen
         return _same_text(self, settings) and wanted.items() <= settings.items()
+
+# %% ../nbs/23_evaluate.ipynb #beam-words
+@patch
+@contextmanager
+def open_words(self: Beam, opened: Opened):
+    "As `open`, for the words of the best hypothesis, with times and confidences (`23a_transcribe`)"
+    with _beam_search(self, opened) as (decoder, settings):
+        values = self.values(opened, decoder)
+        if not (self.given or _chosen(opened, decoder)):
+            print('Not searched for this model and language model; decoded with the defaults '
+                  f'{settings_text(values)}', file=sys.stderr)
+        search = partial(decoder.nbest_batch, n=1, **values)
+        yield lambda log_probs: [found[0].words for found in search(log_probs)]
 
 # %% ../nbs/23_evaluate.ipynb #searched-beam
 @dataclass(frozen=True)
