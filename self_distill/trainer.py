@@ -21,7 +21,7 @@ from .config_io import FREE, build_config, config_dict, dotted
 from .files import root_path, writing
 from .learner import Learner, TrainingError, loader
 from .model import count_parameters
-from .processes import any_process, process_0_first, rank, share, share_weight, wait
+from .processes import any_process, process_0_first, processes, rank, share, share_weight, totals, wait
 from .pseudo_labels import unused_labels
 from .schedule import temperature_at
 from .signals import held_signals, stop_requests
@@ -310,12 +310,20 @@ def _check_best(self: Trainer):
     except CheckpointError as e: raise TrainingError(f'{e}; put it back, or delete {self.folder} to train anew') from None
 
 @patch
+def _check_alike(self: Trainer):
+    "Refuse to go on where a machine does not see the checkpoint of the others, and would begin anew"
+    if totals([float(self.update)], self.device)[0] != processes() * self.update:
+        raise TrainingError(f'{self.folder}: not all processes find the same checkpoint there; all machines need '
+                            'one file system')
+
+@patch
 def fit(self: Trainer):
     "Train from wherever the run stands to its end; TrainingStopped or TrainingError where that fails"
     try:
         with self.locked(), stop_requests() as stops, closing(self.log):
             with process_0_first(): resumed = self.resume()
             wait()
+            self._check_alike()
             self.name_checkpoints(again=True)
             self._check_best()
             self.log.rewind(self.update)

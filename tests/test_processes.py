@@ -1,5 +1,6 @@
 "One training in several processes: the numbers of a single one"
 import json, os, signal, subprocess, sys
+from types import SimpleNamespace
 
 import numpy as np, pytest, torch
 from conftest import ROOT, environment
@@ -63,3 +64,11 @@ def test_two_processes_go_on_with_the_numbers_of_one(shared_cache, tmp_path, mon
     ours, theirs = (load_checkpoint(folder/'models/run/checkpoint_last.pt')['training']['model'] for folder in (shared, whole))
     for name in theirs: torch.testing.assert_close(ours[name], theirs[name], rtol=1e-2, atol=1e-3)
     assert [d.hypotheses for d in together.decodes] == [d.hypotheses for d in alone.decodes]
+
+def test_a_process_without_the_checkpoint_of_the_others_is_refused(monkeypatch):
+    one_of_two = SimpleNamespace(update=3, device='cpu', folder='models/run')
+    monkeypatch.setattr(trainer, 'processes', lambda: 2)
+    monkeypatch.setattr(trainer, 'totals', lambda mine, device: [mine[0] + 3])
+    trainer.Trainer._check_alike(one_of_two)
+    monkeypatch.setattr(trainer, 'totals', lambda mine, device: [mine[0] + 0])
+    with pytest.raises(trainer.TrainingError, match='not all processes'): trainer.Trainer._check_alike(one_of_two)
