@@ -301,7 +301,7 @@ def _train_epochs(self: Trainer, stops):
             self.run_epoch(stops, bar)
             self.end_epoch()
 
-# %% ../nbs/17a_trainer.ipynb #fit
+# %% ../nbs/17a_trainer.ipynb #fit-checks
 @patch
 def _check_best(self: Trainer):
     "Refuse to go on without the best epoch's checkpoint: no later step would make it again"
@@ -316,6 +316,7 @@ def _check_alike(self: Trainer):
         raise TrainingError(f'{self.folder}: not all processes find the same checkpoint there; all machines need '
                             'one file system')
 
+# %% ../nbs/17a_trainer.ipynb #fit
 @patch
 def fit(self: Trainer):
     "Train from wherever the run stands to its end; TrainingStopped or TrainingError where that fails"
