@@ -30,7 +30,7 @@ torture: $(STAMP) ## the long tests alone: runs killed and resumed many times, f
 	$(BIN)/python -m pytest -m "torture or disk"
 
 bench: $(STAMP) ## measure speed, scale and memory here, into results/ and thesis_figures/speed.md (20 minutes)
-	@mkdir -p runs; set -e; measure() { name=$$1; shift; $(BIN)/papermill nbs/$$name.ipynb runs/$$name.ipynb --cwd nbs --no-progress-bar "$$@"; }; \
+	@mkdir -p runs; set -e; measure() { name=$$1; shift; $(BIN)/papermill nbs/bench/$$name.ipynb runs/$$name.ipynb --cwd nbs/bench --no-progress-bar "$$@"; }; \
 	measure 31_step_time -p record speed_step -p batches 4 -p rounds 7 -y '{data: [data.corpus=demo]}'; \
 	measure 33_decoding_speed -p record speed_decoding -p blocks 5; \
 	measure 37_scale -p record speed_scale -p steps 4 -p long 150 -y '{rows: [330, 3300, 33000, 300000], bare_rows: [300000], settings: [training.batch_size=12]}'; \

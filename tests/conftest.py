@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted(ROOT.glob('nbs/*.ipynb'))
+NOTEBOOKS = sorted(p for p in ROOT.glob('nbs/**/*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 LEFT_OUT = {'.git', '.venv', 'models', 'logs', 'cache', 'runs', 'build', 'dist', '_proc', '_docs'}  # at the top
 LITTER = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '.pytest_cache', '.hypothesis', '*.egg-info')
 

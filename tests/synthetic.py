@@ -4,16 +4,16 @@ import hashlib, itertools
 import numpy as np, pandas as pd
 from scipy.special import log_softmax
 
-from self_distill.environment import Device, Git
-from self_distill.figure_arrays import figure_arrays
-from self_distill.files import atomic_write
-from self_distill.metrics import PARTS, errors_of
-from self_distill.opened import LogProbs
-from self_distill.plan import load_plan
-from self_distill.records import Record, Search, Teacher, make_array, make_decode, new_record, record_text, utterances_of
-from self_distill.schedule import temperature_at
-from self_distill.search import BEAM_WIDTHS, LM_WEIGHTS, SETTINGS, WORD_BONUSES
-from self_distill.text import Tokenizer
+from self_distill.core.environment import Device, Git
+from self_distill.study.figure_arrays import figure_arrays
+from self_distill.core.files import atomic_write
+from self_distill.core.metrics import PARTS, errors_of
+from self_distill.evaluate.opened import LogProbs
+from self_distill.study.plan import load_plan
+from self_distill.core.records import Record, Search, Teacher, make_array, make_decode, new_record, record_text, utterances_of
+from self_distill.train.schedule import temperature_at
+from self_distill.decode.search import BEAM_WIDTHS, LM_WEIGHTS, SETTINGS, WORD_BONUSES
+from self_distill.data.text import Tokenizer
 
 WORDS = 'one two three four five go stop yes no erase enter rubout help start repeat'.split()
 ERROR = dict(baseline=0.16, student=0.12, control=0.155, compute=0.15) # of words

@@ -1,4 +1,4 @@
-"Bad input of every kind: the mistakes of the page nbs/34_bad_input.ipynb and more of each kind, random input, downloads."
+"Bad input of every kind: the mistakes of the page nbs/pages/34_bad_input.ipynb and more of each kind, random input, downloads."
 import hashlib, http.server, io, json, os, re, sys, tarfile, threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,25 +7,26 @@ import nbformat, numpy as np, pandas as pd, pytest, torch
 from conftest import ROOT
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from self_distill import an4, doctor, mboshi
-from self_distill.an4 import download, unpack
-from self_distill.batches import Utterance, collate, epoch_batches, frame_batches, output_frames, too_short
-from self_distill.config import DataConfig, FeatureConfig, TextConfig
-from self_distill.config_io import ConfigError, build_config, config_dict
-from self_distill.corpora import load_corpus
-from self_distill.environment import pick_device
-from self_distill.features import read_mfc
-from self_distill.formats import read_table
-from self_distill.language_model import read_sentences, training_sentences
-from self_distill.manifest import COLUMNS, SPLITS, check_manifest, default_split
-from self_distill.records import read_record
-from self_distill.text import Tokenizer, normalize_text
-from self_distill.trainer import Trainer
+from self_distill.data import an4, mboshi
+from self_distill.use import doctor
+from self_distill.data.an4 import download, unpack
+from self_distill.data.batches import Utterance, collate, epoch_batches, frame_batches, output_frames, too_short
+from self_distill.core.config import DataConfig, FeatureConfig, TextConfig
+from self_distill.core.config_io import ConfigError, build_config, config_dict
+from self_distill.data.corpora import load_corpus
+from self_distill.core.environment import pick_device
+from self_distill.data.features import read_mfc
+from self_distill.data.formats import read_table
+from self_distill.decode.language_model import read_sentences, training_sentences
+from self_distill.data.manifest import COLUMNS, SPLITS, check_manifest, default_split
+from self_distill.core.records import read_record
+from self_distill.data.text import Tokenizer, normalize_text
+from self_distill.train.trainer import Trainer
 
 def page():
     "What the page's code defines, without its tables and times"
     names = {}
-    for cell in nbformat.read(ROOT/'nbs/34_bad_input.ipynb', as_version=4).cells:
+    for cell in nbformat.read(ROOT/'nbs/pages/34_bad_input.ipynb', as_version=4).cells:
         if cell.cell_type == 'code' and cell.id != 'cost': exec(re.sub(r"(?m)^table\('.*'\)$", '', cell.source), names)
     return SimpleNamespace(**names)
 

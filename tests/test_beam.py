@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 pytest.importorskip('kenlm')
-from self_distill.beam_search import BeamDecoder
-from self_distill.ngrams import estimate_arpa
-from self_distill.prefix_search import example_log_probs, pick_engine
-from self_distill.text import Tokenizer
+from self_distill.decode.beam_search import BeamDecoder
+from self_distill.decode.ngrams import estimate_arpa
+from self_distill.decode.prefix_search import example_log_probs, pick_engine
+from self_distill.data.text import Tokenizer
 
 ENGINES = ['pyctcdecode', 'ctc-beam-decoder']
 LETTERS = Tokenizer.english()

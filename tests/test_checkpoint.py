@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest, torch
 
-from self_distill.checkpoint import CheckpointError, content_hash, copy_checkpoint, load_checkpoint, load_model, remove_unfinished, save_checkpoint
-from self_distill.config import Config, ModelConfig
-from self_distill.config_io import config_dict
-from self_distill.environment import computes_bfloat16
-from self_distill.files import WriteError
-from self_distill.model import build_model
-from self_distill.text import Tokenizer
+from self_distill.train.checkpoint import CheckpointError, content_hash, copy_checkpoint, load_checkpoint, load_model, remove_unfinished, save_checkpoint
+from self_distill.core.config import Config, ModelConfig
+from self_distill.core.config_io import config_dict
+from self_distill.core.environment import computes_bfloat16
+from self_distill.core.files import WriteError
+from self_distill.train.model import build_model
+from self_distill.data.text import Tokenizer
 
 def payload(seed=0, tokenizer=Tokenizer.english()):
     torch.manual_seed(seed)

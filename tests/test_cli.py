@@ -3,19 +3,19 @@ import io, json, os, re, shutil, subprocess, sys
 
 import numpy as np, pandas as pd, pytest, torch
 from conftest import ROOT, environment
-from self_distill.pictures import picture_config, picture_values, write_pictures
+from self_distill.data.pictures import picture_config, picture_values, write_pictures
 from ruamel.yaml import YAML
 
-from self_distill.checkpoint import load_checkpoint, load_model
-from self_distill.cli import _plan_with, main, named_systems
-from self_distill.config_io import config_hash
-from self_distill.ledger import read_ledger
-from self_distill.ngrams import estimate_arpa
-from self_distill.opened import log_probs_of
-from self_distill.plan import load_plan
-from self_distill.pseudo_labels import labels_path
-from self_distill.records import find_decode, read_record
-from self_distill.training import train
+from self_distill.train.checkpoint import load_checkpoint, load_model
+from self_distill.use.cli import _plan_with, main, named_systems
+from self_distill.core.config_io import config_hash
+from self_distill.core.ledger import read_ledger
+from self_distill.decode.ngrams import estimate_arpa
+from self_distill.evaluate.opened import log_probs_of
+from self_distill.study.plan import load_plan
+from self_distill.train.pseudo_labels import labels_path
+from self_distill.core.records import find_decode, read_record
+from self_distill.train.training import train
 
 BEST, OTHER = 'models/pictures/checkpoint_best.pt', 'models/other/checkpoint_best.pt'
 
@@ -247,10 +247,10 @@ def test_other_weights_are_not_decoded_into_the_record_of_a_training(refuses, ro
 
 # as a process, from another folder
 
-SMALL_GRID = 'import functools, self_distill.evaluate as e; e.SearchedBeam = functools.partial(e.SearchedBeam, (0.5,), (1.5,), (5,))'
+SMALL_GRID = 'import functools, self_distill.evaluate.evaluate as e; e.SearchedBeam = functools.partial(e.SearchedBeam, (0.5,), (1.5,), (5,))'
 
 def process(root, *words, first=''): # `first`: Python to run before
-    command = [sys.executable, '-c', f'{first}\nfrom self_distill.cli import main; main()', *words]
+    command = [sys.executable, '-c', f'{first}\nfrom self_distill.use.cli import main; main()', *words]
     return subprocess.run(command, cwd=root/'models', env=environment(ROOT, SELF_DISTILL_ROOT=str(root)), capture_output=True, text=True, timeout=500)
 
 def test_a_process_from_another_folder(root):
@@ -288,7 +288,7 @@ def test_demo_in_small_twice(tmp_path, shared_cache):
     assert not (tmp_path/'results').exists()                                          # git stays clean
     ledger = (tmp_path/'runs/demo/results/test_ledger.jsonl').read_text()
     assert len(ledger.splitlines()) == 4                                              # two models, greedy and beam
-    no_figures = 'import self_distill.figures as f; f.make_figures = lambda **_: None'
+    no_figures = 'import self_distill.study.figures as f; f.make_figures = lambda **_: None'
     second = process(tmp_path, 'demo', *small, first=f'{SMALL_GRID}; {no_figures}')
     assert second.returncode == 0 and (tmp_path/'runs/demo/results/test_ledger.jsonl').read_text() == ledger
     compared = [done.stdout.partition('5 of 6')[2].partition('6 of 6')[0] for done in (first, second)]

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, soundfile, torch
 
-from self_distill import feature_cache, file_facts
-from self_distill.batches import UtteranceDataset, collate, frames_needed, output_frames, too_short
-from self_distill.config import DataConfig, FeatureConfig, TextConfig
-from self_distill.corpora import fingerprint, load_corpus, shared_recordings
-from self_distill.demo import demo_corpus
-from self_distill.features import read_audio
-from self_distill.file_facts import content_hash
-from self_distill.manifest import SPLITS, check_manifest, default_split
-from self_distill.text import Tokenizer, normalize_text
+from self_distill.data import feature_cache, file_facts
+from self_distill.data.batches import UtteranceDataset, collate, frames_needed, output_frames, too_short
+from self_distill.core.config import DataConfig, FeatureConfig, TextConfig
+from self_distill.data.corpora import fingerprint, load_corpus, shared_recordings
+from self_distill.data.demo import demo_corpus
+from self_distill.data.features import read_audio
+from self_distill.data.file_facts import content_hash
+from self_distill.data.manifest import SPLITS, check_manifest, default_split
+from self_distill.data.text import Tokenizer, normalize_text
 
 DATA = Path(__file__).resolve().parents[2]/'shared/data'
 AN4, PROMPTS = DATA/'an4', DATA/'prompts/manifest.csv'

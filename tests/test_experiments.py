@@ -6,15 +6,15 @@ from functools import partial
 import psutil, pytest
 from conftest import ROOT, environment
 
-from self_distill import experiments
-from self_distill.config_io import config_hash, load_config
-from self_distill.evaluate import Greedy
-from self_distill.experiments import has_weights, recorded, run_one, run_plan, runs_left, steps_left, teacher_notes
-from self_distill.labelling import labels_of
-from self_distill.plan import PlanError, load_plan
-from self_distill.pseudo_labels import read_labels
-from self_distill.records import RecordError, Utterance, make_decode, new_record, read_record, write_record
-from self_distill.training import train
+from self_distill.study import experiments
+from self_distill.core.config_io import config_hash, load_config
+from self_distill.evaluate.evaluate import Greedy
+from self_distill.study.experiments import has_weights, recorded, run_one, run_plan, runs_left, steps_left, teacher_notes
+from self_distill.evaluate.labelling import labels_of
+from self_distill.study.plan import PlanError, load_plan
+from self_distill.train.pseudo_labels import read_labels
+from self_distill.core.records import RecordError, Utterance, make_decode, new_record, read_record, write_record
+from self_distill.train.training import train
 
 CONFIG = '''
 data: {utterances: 24}
@@ -181,7 +181,7 @@ class Call:
     "A call of a plan in a process of its own"
     started = []
     def __init__(self, root, jobs=1):
-        code = f"from self_distill.experiments import run_plan; run_plan('plan.yaml', jobs={jobs})"
+        code = f"from self_distill.study.experiments import run_plan; run_plan('plan.yaml', jobs={jobs})"
         self.root, self.out = root, root/'call.out'
         with open(self.out, 'wb') as out:
             self.process = subprocess.Popen([sys.executable, '-c', code], cwd=root, env=environment(ROOT, SELF_DISTILL_ROOT=str(root)),

@@ -5,9 +5,9 @@ import nbformat, pandas as pd, pytest
 from conftest import ROOT
 from synthetic import write_records
 
-from self_distill.figures import PAGES, MissingRecords, Results, artifact_notebooks, latex_table, make_figures, write_page
-from self_distill.plan import PlanError
-from self_distill.records import RecordError
+from self_distill.study.figures import PAGES, MissingRecords, Results, artifact_notebooks, latex_table, make_figures, write_page
+from self_distill.study.plan import PlanError
+from self_distill.core.records import RecordError
 
 PLAN, DEMO = ROOT/'configs/experiments/an4.yaml', ROOT/'configs/experiments/demo.yaml'
 NAMES, TABLES = [*artifact_notebooks()], {'main_table', 'ablation_table', 'cost_table'}
@@ -115,7 +115,7 @@ def test_records_that_lack_something_name_what_adds_it(tmp_path):
     for path in tmp_path.glob('*.json'): path.write_text(json.dumps(json.loads(path.read_text()) | dict(arrays={}, searches=[])))
     for name in ('temperature', 'posteriors', 'beam_search'):
         with pytest.raises(MissingRecords, match='an4_(baseline|student)_s0.*self-distill experiments'): make_figures([name], PLAN, tmp_path)
-    with pytest.raises(MissingRecords, match='no record yet of training_cost; nbs/31_step_time'): make_figures(['cost_table'], PLAN, tmp_path)
+    with pytest.raises(MissingRecords, match='no record yet of training_cost; nbs/bench/31_step_time'): make_figures(['cost_table'], PLAN, tmp_path)
 
 def test_what_cannot_be_used_is_named(tmp_path):
     write_records(PLAN, tmp_path, lambda run: run.group == 'official')

@@ -5,15 +5,16 @@ from pathlib import Path
 import numpy as np, pytest, soundfile
 from conftest import environment
 
-from self_distill import experiments, mboshi
-from self_distill.config import DataConfig, FeatureConfig, TextConfig
-from self_distill.config_io import build_config
-from self_distill.corpora import load_corpus
-from self_distill.evaluate import evaluate
-from self_distill.formats import recognize
-from self_distill.manifest import SPLITS
-from self_distill.records import read_record
-from self_distill.training import train
+from self_distill.study import experiments
+from self_distill.data import mboshi
+from self_distill.core.config import DataConfig, FeatureConfig, TextConfig
+from self_distill.core.config_io import build_config
+from self_distill.data.corpora import load_corpus
+from self_distill.evaluate.evaluate import evaluate
+from self_distill.data.formats import recognize
+from self_distill.data.manifest import SPLITS
+from self_distill.core.records import read_record
+from self_distill.train.training import train
 
 TEXTS = dict(train=['go on', 'stop', 'go', 'on on'], dev=['stop go'], test=['on'])
 SAID = {f'{s}-{k}': text for s, texts in TEXTS.items() for k, text in enumerate(texts)} # id -> text
@@ -189,7 +190,7 @@ def test_where_the_user_stands_is_known_to_the_notebook(root, monkeypatch):
     (root/'here').mkdir(); monkeypatch.chdir(root/'here')
     with pytest.raises(Stop): experiments.run_notebook('30_train', root/'out.ipynb', {})
     assert called['SELF_DISTILL_FROM'] == str(root/'here')
-    code = ('import os, sys; os.chdir("/"); from self_distill.corpora import find_corpus, data_path; from self_distill.config import DataConfig;'
+    code = ('import os, sys; os.chdir("/"); from self_distill.data.corpora import find_corpus, data_path; from self_distill.core.config import DataConfig;'
             'print(find_corpus("recordings:mine").__name__, data_path(DataConfig(path="own.csv"), "a file"))')
     own_module(root/'here')
     monkeypatch.undo()

@@ -5,8 +5,8 @@ import nbformat, pytest
 from conftest import ROOT
 from typer.main import get_command
 
-from self_distill.cli import app
-from self_distill.config_io import valid_keys
+from self_distill.use.cli import app
+from self_distill.core.config_io import valid_keys
 
 sys.path.insert(0, str(ROOT/'tools'))
 from docs import GUIDES, notebooks, readable
@@ -46,7 +46,7 @@ def test_the_pages_hold_commands():
 
 def test_the_site_has_every_page_and_notebook():
     assert sorted(GUIDES) == [p.stem for p in PAGES]
-    assert sorted(sum(notebooks().values(), [])) == sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))
+    assert sorted(sum(notebooks().values(), [])) == sorted(p for p in (ROOT/'nbs').rglob('[0-9]*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 
 def test_hidden_cells_and_directives_are_left_out():
     sources = ['#| default_exp a', '#| export\nx = 1', '#| hide\nsecret', '#| echo: false\ny', '## Export -']

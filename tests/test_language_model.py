@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 kenlm = pytest.importorskip('kenlm')
-from self_distill.config import CheckpointConfig, Config
-from self_distill.corpora import Corpus
-from self_distill.language_model import (language_model_for, language_model_path, language_model_report, read_sentences,
+from self_distill.core.config import CheckpointConfig, Config
+from self_distill.data.corpora import Corpus
+from self_distill.decode.language_model import (language_model_for, language_model_path, language_model_report, read_sentences,
                                          sentence_overlap, training_sentences)
-from self_distill.ngrams import (check_spelling, estimate_arpa, load_language_model, ngram_order,
+from self_distill.decode.ngrams import (check_spelling, estimate_arpa, load_language_model, ngram_order,
                                  out_of_vocabulary_rate, perplexity, read_unigrams)
-from self_distill.text import Tokenizer
+from self_distill.data.text import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 AN4 = ROOT.parent/'shared'/'data'/'an4'/'etc'

@@ -5,21 +5,21 @@ from copy import deepcopy
 from dataclasses import asdict
 
 import numpy as np, pandas as pd, pytest, torch
-from self_distill.pictures import picture_config, write_pictures
+from self_distill.data.pictures import picture_config, write_pictures
 from test_torture import TRAINING, settings
 
-from self_distill import trainer
-from self_distill.batches import output_frames
-from self_distill.checkpoint import load_checkpoint
-from self_distill.config import Config
-from self_distill.config_io import FREE, ConfigError, build_config, config_dict, config_hash, dotted
-from self_distill.corpora import load_corpus
-from self_distill.evaluate import evaluate
-from self_distill.language_model import training_sentences
-from self_distill.learner import TrainingError
-from self_distill.opened import open_for_evaluation
-from self_distill.trainer import Trainer
-from self_distill.training import train
+from self_distill.train import trainer
+from self_distill.data.batches import output_frames
+from self_distill.train.checkpoint import load_checkpoint
+from self_distill.core.config import Config
+from self_distill.core.config_io import FREE, ConfigError, build_config, config_dict, config_hash, dotted
+from self_distill.data.corpora import load_corpus
+from self_distill.evaluate.evaluate import evaluate
+from self_distill.decode.language_model import training_sentences
+from self_distill.train.learner import TrainingError
+from self_distill.evaluate.opened import open_for_evaluation
+from self_distill.train.trainer import Trainer
+from self_distill.train.training import train
 
 METHODS = dict(
     consistency=dict(consistency=dict(weight=0.2, warmup=1.)),

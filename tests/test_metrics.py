@@ -6,11 +6,11 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from self_distill.compare import System, by_speaker, compare
-from self_distill.config import Config
-from self_distill.metrics import count_errors, error_rate, errors_of
-from self_distill.records import RecordError, Utterance, add_decode, make_decode, new_record
-from self_distill.significance import (_average, _difference, _noise, _p_value, _resample, _spread, bootstrap_interval,
+from self_distill.evaluate.compare import System, by_speaker, compare
+from self_distill.core.config import Config
+from self_distill.core.metrics import count_errors, error_rate, errors_of
+from self_distill.core.records import RecordError, Utterance, add_decode, make_decode, new_record
+from self_distill.evaluate.significance import (_average, _difference, _noise, _p_value, _resample, _spread, bootstrap_interval,
                                        paired_bootstrap, run_noise)
 
 TEXTS = st.lists(st.sampled_from(['a', 'b', 'ä', 'no', 'yes']), max_size=7).map(' '.join)

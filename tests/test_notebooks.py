@@ -5,12 +5,12 @@ from multiprocessing import get_all_start_methods, get_context
 from tempfile import TemporaryDirectory
 
 import lessons, pytest
-from conftest import NOTEBOOKS, copy_repository, environment
+from conftest import NOTEBOOKS, ROOT, copy_repository, environment
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 SECONDS = 300  # for a whole notebook; a lesson should take less than a tenth of it
-ARTIFACTS = '456i'  # first signs of the notebooks that draw recorded runs, which test_figures runs, and of the index, which test_repository runs
+ELSEWHERE = 'figures', 'pages'  # they draw recorded runs: test_figures runs them, and test_repository the index
 
 ONCE = {'31_step_time': dict(rounds=1, data=['data.corpus=demo', 'data.utterances=48', 'training.batch_size=4']), '33_decoding_speed': dict(utterances=100, blocks=1),
         '37_scale': dict(rows=[60], bare_rows=[], starts=1, long=4, capacities=[64])}  # measured with more
@@ -29,14 +29,14 @@ def cells_of(path):
     cells = parameterize_notebook(load_notebook_node(str(path)), ONCE.get(path.stem, {})).cells
     return [c.source for c in cells if c.cell_type == 'code' and '#| eval: false' not in c.source]
 
-@pytest.mark.parametrize('path', [o for o in NOTEBOOKS if o.stem[0] not in ARTIFACTS], ids=lambda o: o.stem)
+@pytest.mark.parametrize('path', [o for o in NOTEBOOKS if o.stem != 'index' and (o.parent.name not in ELSEWHERE or o.stem[0] == '3')], ids=lambda o: o.stem)
 def test_notebook_runs(path, tmp_path, shared_cache):
     root = copy_repository(tmp_path)
     os.symlink(shared_cache, root/'cache', target_is_directory=True)
     result, failure = processes.Pipe(duplex=False)
     with TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         where = environment(root, TMPDIR=scratch, IPYTHONDIR=scratch)
-        process = processes.Process(target=lessons.run, args=(cells_of(path), root, where, failure))
+        process = processes.Process(target=lessons.run, args=(cells_of(path), root, where, failure, root/path.parent.relative_to(ROOT)))
         process.start()
         failure.close()
         try:
@@ -44,4 +44,4 @@ def test_notebook_runs(path, tmp_path, shared_cache):
             process.join(10 if not said else 0)
         except EOFError: said = 'its process died'
         finally: end(process)
-    if said: pytest.fail(f'nbs/{path.name}\n{said}', pytrace=False)
+    if said: pytest.fail(f'{path.relative_to(ROOT)}\n{said}', pytrace=False)

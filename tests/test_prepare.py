@@ -3,11 +3,11 @@ import re
 
 import numpy as np, pandas as pd, pytest
 from conftest import ROOT
-from self_distill.pictures import picture_values, write_pictures
+from self_distill.data.pictures import picture_values, write_pictures
 
-from self_distill.cli import main
-from self_distill.config_io import build_config
-from self_distill.prepare import faults_of, look, prepare
+from self_distill.use.cli import main
+from self_distill.core.config_io import build_config
+from self_distill.use.prepare import faults_of, look, prepare
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):

@@ -6,16 +6,16 @@ import numpy as np, pytest, torch
 from conftest import ROOT, environment
 from test_torture import TRAINING, settings
 
-from self_distill import trainer
-from self_distill.checkpoint import load_checkpoint
-from self_distill.config_io import config_dict
-from self_distill.records import read_record
-from self_distill.training import train
+from self_distill.train import trainer
+from self_distill.train.checkpoint import load_checkpoint
+from self_distill.core.config_io import config_dict
+from self_distill.core.records import read_record
+from self_distill.train.training import train
 
 WORKER = '''
 import json, sys
-from self_distill.config_io import build_config
-from self_distill.training import train
+from self_distill.core.config_io import build_config
+from self_distill.train.training import train
 train(build_config(json.loads(sys.argv[1])))
 '''
 

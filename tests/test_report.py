@@ -5,10 +5,10 @@ import numpy as np, pytest, soundfile, torch
 from browser import CHROMIUM, Page
 from conftest import ROOT
 
-from self_distill.compare import System, systems_of
-from self_distill.config import Config, DataConfig
-from self_distill.records import Utterance, add_decode, find_decode, make_decode, new_record, read_record
-from self_distill.report import page_html, page_of, picture, report, sound, telling, track
+from self_distill.evaluate.compare import System, systems_of
+from self_distill.core.config import Config, DataConfig
+from self_distill.core.records import Utterance, add_decode, find_decode, make_decode, new_record, read_record
+from self_distill.use.report import page_html, page_of, picture, report, sound, telling, track
 
 NASTY = '</script><script>window.broken=1</script>', '<img src=x onerror=window.broken=1>', '<!--', '&lt;b&gt;', "'\"`${1}"
 SPOKEN = [Utterance(id='u0', speaker='ann', duration=1.0, reference='open the door'), Utterance(id='u1', speaker='bob', duration=1.5, reference='close a window now'),
@@ -28,7 +28,7 @@ def errors(items): return sum(not isinstance(i, str) for i in items)
 @pytest.fixture
 def page(tmp_path, monkeypatch):
     "A page with sound of two invented runs, as data"
-    monkeypatch.setattr('self_distill.report._open', lambda *a: (_ for _ in ()).throw(ValueError('recordings are elsewhere')))
+    monkeypatch.setattr('self_distill.use.report._open', lambda *a: (_ for _ in ()).throw(ValueError('recordings are elsewhere')))
     soundfile.write(tmp_path/'a.wav', 0.1*np.sin(np.arange(16000)/5), 16000)
     made = page_of(two())
     lines = track('first', np.eye(3)[[0, 1, 0, 2, 0] * 5], ['<blank>', 'a', '<b>'])

@@ -3,12 +3,12 @@ import os, shutil, signal
 from dataclasses import replace
 
 import numpy as np, pandas as pd, pytest, torch
-from self_distill.pictures import picture_config, write_pictures
+from self_distill.data.pictures import picture_config, write_pictures
 
-from self_distill import teacher_cache
-from self_distill.checkpoint import load_model
-from self_distill.environment import computes_bfloat16
-from self_distill.trainer import Trainer, TrainingStopped
+from self_distill.train import teacher_cache
+from self_distill.train.checkpoint import load_model
+from self_distill.core.environment import computes_bfloat16
+from self_distill.train.trainer import Trainer, TrainingStopped
 
 @pytest.fixture(scope='module')
 def taught(tmp_path_factory):

@@ -9,21 +9,22 @@ import matplotlib.pyplot as plt, numpy as np, psutil, pytest, torch
 from conftest import ROOT, environment
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from self_distill import evaluate, learner, training
-from self_distill.checkpoint import load_checkpoint, save_checkpoint
-from self_distill.config import Config
-from self_distill.config_io import build_config, config_dict
-from self_distill.corpora import load_corpus
-from self_distill.demo import demo_corpus
-from self_distill.experiments import run_notebook
-from self_distill.figures import Results, save_figure
-from self_distill.file_facts import store
-from self_distill.learner import TrainingError
-from self_distill.ledger import append_ledger, read_ledger
-from self_distill.ngrams import estimate_arpa
-from self_distill.records import new_record, read_record, write_record
-from self_distill.trainer import Trainer
-from self_distill.training_log import TrainingLog
+from self_distill.evaluate import evaluate
+from self_distill.train import learner, training
+from self_distill.train.checkpoint import load_checkpoint, save_checkpoint
+from self_distill.core.config import Config
+from self_distill.core.config_io import build_config, config_dict
+from self_distill.data.corpora import load_corpus
+from self_distill.data.demo import demo_corpus
+from self_distill.study.experiments import run_notebook
+from self_distill.study.figures import Results, save_figure
+from self_distill.data.file_facts import store
+from self_distill.train.learner import TrainingError
+from self_distill.core.ledger import append_ledger, read_ledger
+from self_distill.decode.ngrams import estimate_arpa
+from self_distill.core.records import new_record, read_record, write_record
+from self_distill.train.trainer import Trainer
+from self_distill.train.training_log import TrainingLog
 
 EPOCHS, UPDATES = 6, 3  # of the student; updates an epoch
 TRAINING = dict(epochs=EPOCHS, batch_size=6, gradient_accumulation_steps=2, gradient_norms_every=4, optimizer=dict(learning_rate=1e-2))
@@ -119,7 +120,7 @@ def assert_none_left():
 def spawn():
     "Start a training in a process of its own; a server that has torch loaded makes that cheap."
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['self_distill.training', 'self_distill.evaluate'])
+    context.set_forkserver_preload(['self_distill.train.training', 'self_distill.evaluate.evaluate'])
     os.environ['SELF_DISTILL_TORTURE'] = MARK
     def start(*arguments, target=child, **named):
         process = context.Process(target=target, args=arguments, kwargs=named)

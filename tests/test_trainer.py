@@ -4,19 +4,21 @@ from dataclasses import replace
 
 import numpy as np, pandas as pd, pytest, torch
 from conftest import ROOT, environment
-from self_distill.pictures import picture_config, write_pictures
+from self_distill.data.pictures import picture_config, write_pictures
 from test_torture import TRAINING, settings
 
-from self_distill import ensemble, environment as machine, learner, opened, teacher, trainer
-from self_distill.batches import UtteranceDataset, epoch_batches, frame_batches
-from self_distill.checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint
-from self_distill.ensemble_table import evaluate_ensemble
-from self_distill.evaluate import Beam, Greedy, evaluate
-from self_distill.learner import TrainingError, loader
-from self_distill.records import RecordError
-from self_distill.schedule import learning_rate_at
-from self_distill.trainer import Trainer
-from self_distill.training import train, training_record
+from self_distill.evaluate import ensemble, opened
+from self_distill.core import environment as machine
+from self_distill.train import learner, teacher, trainer
+from self_distill.data.batches import UtteranceDataset, epoch_batches, frame_batches
+from self_distill.train.checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint
+from self_distill.evaluate.ensemble_table import evaluate_ensemble
+from self_distill.evaluate.evaluate import Beam, Greedy, evaluate
+from self_distill.train.learner import TrainingError, loader
+from self_distill.core.records import RecordError
+from self_distill.train.schedule import learning_rate_at
+from self_distill.train.trainer import Trainer
+from self_distill.train.training import train, training_record
 
 BEST = 'models/short/checkpoint_best.pt'
 
@@ -312,8 +314,8 @@ def test_where_folders_cannot_be_made_the_error_says_so(shared_cache, root):
 
 SIGNALLED = """
 import signal, sys
-from self_distill.config_io import build_config
-from self_distill.trainer import Trainer
+from self_distill.core.config_io import build_config
+from self_distill.train.trainer import Trainer
 values = dict(run='signals', threads=1, data=dict(utterances=48, cache=sys.argv[1]), model=dict(num_layers=2, hidden_size=64, conv_channels=32),
               training=dict(epochs=4, batch_size=6, gradient_accumulation_steps=1))
 def train(every):

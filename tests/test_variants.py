@@ -4,22 +4,22 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd, pytest, torch
-from self_distill.pictures import picture_config, write_pictures
+from self_distill.data.pictures import picture_config, write_pictures
 
-from self_distill.checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint
-from self_distill.config import ModelConfig
-from self_distill.ensemble import _ensemble_path, load_ensemble, open_model
-from self_distill.ensemble_table import average_weights, evaluate_ensemble
-from self_distill.evaluate import Beam, Greedy, SearchedBeam, evaluate, search, search_table
-from self_distill.files import file_sha256
-from self_distill.language_model import language_model_for
-from self_distill.ledger import read_ledger
-from self_distill.loss import hard_loss
-from self_distill.model import BiLSTMCTC, build_model, count_parameters
-from self_distill.ngrams import estimate_arpa, ngram_order
-from self_distill.opened import open_corpus, open_record
-from self_distill.records import RecordError, find_decode, read_record, record_path
-from self_distill.training import train
+from self_distill.train.checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint
+from self_distill.core.config import ModelConfig
+from self_distill.evaluate.ensemble import _ensemble_path, load_ensemble, open_model
+from self_distill.evaluate.ensemble_table import average_weights, evaluate_ensemble
+from self_distill.evaluate.evaluate import Beam, Greedy, SearchedBeam, evaluate, search, search_table
+from self_distill.core.files import file_sha256
+from self_distill.decode.language_model import language_model_for
+from self_distill.core.ledger import read_ledger
+from self_distill.train.loss import hard_loss
+from self_distill.train.model import BiLSTMCTC, build_model, count_parameters
+from self_distill.decode.ngrams import estimate_arpa, ngram_order
+from self_distill.evaluate.opened import open_corpus, open_record
+from self_distill.core.records import RecordError, find_decode, read_record, record_path
+from self_distill.train.training import train
 
 def tiny(heads, **more): return BiLSTMCTC(7, 5, num_layers=2, hidden_size=16, conv_channels=24, dropout=0., attention_heads=heads, **more)
 

@@ -4,11 +4,11 @@ import json, subprocess, sys, zipfile
 import numpy as np, pytest, soundfile, torch
 from conftest import environment
 
-from self_distill.checkpoint import save_checkpoint
-from self_distill.config import Config
-from self_distill.config_io import config_dict
-from self_distill.model import BiLSTMCTC
-from self_distill.text import Tokenizer
+from self_distill.train.checkpoint import save_checkpoint
+from self_distill.core.config import Config
+from self_distill.core.config_io import config_dict
+from self_distill.train.model import BiLSTMCTC
+from self_distill.data.text import Tokenizer
 
 def invented_checkpoint(path):
     "A checkpoint with random weights, for log-mel features."
@@ -31,10 +31,10 @@ def installed(tmp_path_factory):
 
 def test_the_wheel_transcribes_outside_of_a_repository(installed):
     site, here = installed
-    assert (site/'self_distill/report.html').exists() # the template of `report`
+    assert (site/'self_distill/use/report.html').exists() # the template of `report`
     invented_checkpoint(here/'model.pt')
     soundfile.write(here/'a.ogg', 0.1*np.random.default_rng(0).normal(size=(44100, 2)), 44100)
-    code = "import sys, self_distill.cli as c; print(c.__file__, file=sys.stderr); c.main(sys.argv[1:])"
+    code = "import sys, self_distill.use.cli as c; print(c.__file__, file=sys.stderr); c.main(sys.argv[1:])"
     command = [sys.executable, '-c', code, 'transcribe', 'a.ogg', '--checkpoint', 'model.pt', '--format', 'json', '--pause', '0']
     done = subprocess.run(command, cwd=here, env=environment(site), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,8 @@ import nbformat
 ROOT = Path(__file__).resolve().parent.parent
 BUILT = ROOT/'_docs'
 GUIDES = 'recordings', 'from_the_guide', 'remedies', 'devices', 'extending', 'reproduce', 'glossary'
-CHAPTERS = {'Library': (0, 29), 'To run': (30, 39), 'Figures and tables': (40, 59), 'Results': (60, 99)}
+CHAPTERS = {'Train': '.', 'Core': '1_core', 'Data': '2_data', 'Training': '3_train', 'Decoding': '4_decode', 'Evaluation': '5_evaluate',
+            'Studies': '6_study', 'Use': '7_use', 'Measurements': 'bench', 'Figures and tables': 'figures', 'Results': 'pages'}  # title → folder of nbs/
 SHOWN = 'configs', 'thesis_figures', 'nbs/images', 'settings.ini', 'requirements.lock', 'LICENSE', 'CHANGELOG.md', 'CITATION.cff'
 
 def install():
@@ -26,8 +27,7 @@ def install():
 
 def notebooks():
     "Every chapter's notebooks by file name: 04_corpora.ipynb, 04a_an4.ipynb, 05_batches.ipynb, …"
-    found = sorted((ROOT/'nbs').glob('[0-9][0-9]*.ipynb'))
-    return {title: [p for p in found if first <= int(p.name[:2]) <= last] for title, (first, last) in CHAPTERS.items()}
+    return {title: sorted((ROOT/'nbs'/folder).glob('[0-9][0-9]*.ipynb')) for title, folder in CHAPTERS.items()}
 
 def readable(notebook):
     "The notebook as nbdev's directives ask: without hidden cells, inputs of `echo: false`, and the directives."
@@ -38,7 +38,7 @@ def readable(notebook):
         if 'echo:' in directives: cell.metadata.tags = ['remove-input']
         if directives: cell.source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M)
         if cell.cell_type == 'markdown':  # Jupyter keeps a heading's capitals in the link to it
-            cell.source = re.sub(r'\]\((\w*(?:\.ipynb)?#[^)]*)\)', lambda m: f']({m[1].lower()})', cell.source)
+            cell.source = re.sub(r'\]\(([\w./]*?(?:\.ipynb)?#[^)]*)\)', lambda m: f']({m[1].lower()})', cell.source)
         cells.append(cell)
     notebook.cells = cells
     return notebook
@@ -59,11 +59,11 @@ def gather(source):
     shutil.copytree(ROOT/'docs', source/'docs')
     for name in ('conf.py', 'static'): shutil.move(source/'docs'/name, source/name)
     chapters = notebooks()
-    (source/'nbs').mkdir(exist_ok=True)
     for path in sum(chapters.values(), []):
-        nbformat.write(readable(nbformat.read(path, as_version=4)), source/'nbs'/path.name)
+        (source/path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(readable(nbformat.read(path, as_version=4)), source/path.relative_to(ROOT))
     pages = {'Guides': [f'docs/{name}' for name in GUIDES]}
-    pages |= {title: [f'nbs/{path.stem}' for path in paths] for title, paths in chapters.items()}
+    pages |= {title: [str(path.relative_to(ROOT).with_suffix('')) for path in paths] for title, paths in chapters.items()}
     pages['Results'] += [f'The page of {name} <thesis_figures/{name.replace(" ", "_")}>' for name in ('results', 'methods', 'few transcripts', 'speed')]
     pages['Results'].append('CHANGELOG')
     trees = [contents(caption, names) for caption, names in pages.items()]
