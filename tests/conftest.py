@@ -6,7 +6,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(p for p in ROOT.glob('nbs/**/*.ipynb') if '.ipynb_checkpoints' not in p.parts)
-LEFT_OUT = {'.git', '.venv', 'models', 'logs', 'cache', 'runs', 'build', 'dist', '_proc', '_docs'}  # at the top
+DATA = Path(os.environ.get('SELF_DISTILL_DATA', ROOT/'data'))  # real recordings for some tests: an4/, prompts/; they are skipped without
+LEFT_OUT = {'.git', '.venv', 'models', 'logs', 'cache', 'runs', 'build', 'dist', '_proc', '_docs', 'data'}  # at the top
 LITTER = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '.pytest_cache', '.hypothesis', '*.egg-info')
 
 def copy_repository(folder):

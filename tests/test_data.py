@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, soundfile, torch
+from conftest import DATA
 
 from self_distill.data import feature_cache, file_facts
 from self_distill.data.batches import UtteranceDataset, collate, frames_needed, output_frames, too_short
@@ -15,10 +16,9 @@ from self_distill.data.file_facts import content_hash
 from self_distill.data.manifest import SPLITS, check_manifest, default_split
 from self_distill.data.text import Tokenizer, normalize_text
 
-DATA = Path(__file__).resolve().parents[2]/'shared/data'
 AN4, PROMPTS = DATA/'an4', DATA/'prompts/manifest.csv'
-needs_an4 = pytest.mark.skipif(not AN4.is_dir(), reason='AN4 is not at ../shared/data/an4')
-needs_prompts = pytest.mark.skipif(not PROMPTS.is_file(), reason='the prompts are not at ../shared/data/prompts')
+needs_an4 = pytest.mark.skipif(not AN4.is_dir(), reason='no an4/ in data/ or $SELF_DISTILL_DATA')
+needs_prompts = pytest.mark.skipif(not PROMPTS.is_file(), reason='no prompts/ in data/ or $SELF_DISTILL_DATA')
 MFCC = FeatureConfig(kind='mfcc')
 
 @pytest.fixture(scope='module')

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import DATA, ROOT
 from hypothesis import given, settings, strategies as st
 
 kenlm = pytest.importorskip('kenlm')
@@ -15,8 +16,8 @@ from self_distill.decode.ngrams import (check_spelling, estimate_arpa, load_lang
                                  out_of_vocabulary_rate, perplexity, read_unigrams)
 from self_distill.data.text import Tokenizer
 
-ROOT = Path(__file__).resolve().parents[1]
-AN4 = ROOT.parent/'shared'/'data'/'an4'/'etc'
+
+AN4 = DATA/'an4/etc'
 
 def total_after(model, words, history):
     "The sum of P(w | history) over the whole vocabulary, by KenLM"
@@ -91,7 +92,7 @@ def test_spelling_of_word_tokens():
     assert check_spelling(['REGEN', 'MORGEN', 'SCHNEE'], glosses, 'm.arpa') == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match='upper-case'): check_spelling(['regen', 'morgen', 'sonne'], glosses, 'm.arpa')
 
-@pytest.mark.skipif(not AN4.is_dir(), reason='needs AN4 at ../shared/data/an4')
+@pytest.mark.skipif(not AN4.is_dir(), reason='no an4/ in data/ or $SELF_DISTILL_DATA')
 def test_an4(tmp_path):
     texts = lambda part: [' '.join(re.sub(r'\(.*?\)|</?s>', '', line).lower().split()) for line in open(AN4/f'an4_{part}.transcription')]
     training = texts('train')

@@ -2,7 +2,7 @@
 import re
 
 import numpy as np, pandas as pd, pytest
-from conftest import ROOT
+from conftest import DATA, ROOT
 from self_distill.data.pictures import picture_values, write_pictures
 
 from self_distill.use.cli import main
@@ -56,9 +56,9 @@ def test_texts_shared_between_splits(root):
     page = look(config(text=dict(alphabet=' adehilnorst'))).page()
     assert re.search(r'dev: [1-9]\d* of 20 sentences and 1 of \d+ speakers', page) and 'lost' in page.partition('are unknown to it')[2]
 
-PROMPTS = ROOT.parent/'shared/data/prompts/manifest.csv'
+PROMPTS = DATA/'prompts/manifest.csv'
 
-@pytest.mark.skipif(not PROMPTS.exists(), reason='the telephone prompts are not here (../shared/data/prompts)')
+@pytest.mark.skipif(not PROMPTS.exists(), reason='no prompts/ in data/ or $SELF_DISTILL_DATA')
 def test_raw_recordings(root, shared_cache):
     found = look(build_config(dict(run='prompts', data=dict(corpus='manifest', path=str(PROMPTS), cache=str(shared_cache)))))
     assert [f.split("'")[1] for f in found.faults] == ['audio/demo-instruct'] and 'lasts 73 s' in found.faults[0]
