@@ -100,8 +100,6 @@ MORE = [
     ('language model: more text in Latin-1', lambda f: read_sentences(written(f/'more.txt', b'caf\xe9')), 'more.txt', 'UTF-8'),
     ('language model: another vocabulary', lambda f: P.decoder(None).decode(np.zeros((7, 20))), '(7, 20)', '29'),
     ('record: no such file', lambda f: read_record(f/'other.json'), 'other.json', 'no such record'),
-    ('record: a hypothesis changed', lambda f: P.record(f, lambda t: t.replace('"go", "on"]', '"go on", "on"]')), 'do not fit its texts'),
-    ('record: an utterance twice', lambda f: P.record(f, lambda t: t.replace('"u1"', '"u0"')), 'u0 occurs twice'),
     ('command line: unknown option', lambda f: P.command(f, 'train', '--confg', 'c.yaml'), 'exit code 2', 'No such option', '--config'),
 ]
 CASES = {f'{kind}: {what}': (make, words) for kind, rows in P.MISTAKES.items() for what, make, *words in rows} | {name: (make, words) for name, make, *words in MORE}
