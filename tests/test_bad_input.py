@@ -96,7 +96,6 @@ MORE = [
     ('language model: a folder', lambda f: P.decoder(f), 'is a folder, a pipe or a device'),
     ('language model: digits of an added text in English', extra_digits, 'more.txt', "'нажмите 1' would be spelled in English"),
     ('record: a ledger that is a pipe', lambda f: os.mkfifo(f/'l.jsonl') or P.read_ledger(f/'l.jsonl'), 'l.jsonl', 'a pipe or a device'),
-    ('command line: a thousand workers', lambda f: P.command(f, 'evaluate-beam', '--checkpoint', 'x.pt', '--workers', '1000'), 'exit code 2', '--workers', '256'),
     ('language model: more text in Latin-1', lambda f: read_sentences(written(f/'more.txt', b'caf\xe9')), 'more.txt', 'UTF-8'),
     ('language model: another vocabulary', lambda f: P.decoder(None).decode(np.zeros((7, 20))), '(7, 20)', '29'),
     ('record: no such file', lambda f: read_record(f/'other.json'), 'other.json', 'no such record'),

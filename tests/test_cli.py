@@ -71,16 +71,16 @@ def test_the_guides_beam_command(say, root):
     assert {(d.split, d.decoder) for d in read_record('results/pictures.json').decodes} >= {('test', 'greedy'), ('test', 'beam')}
 
 def test_search_and_then_its_settings(say, root):
-    code, out, err = say('search', '--checkpoint', OTHER, '--lm_weights', '0.2,0.6', '--word_bonuses', '0.5', '--beam_widths', '4,8', '--workers', 1)
+    code, out, err = say('search', '--checkpoint', OTHER, '--lm_weights', '0.2,0.6', '--word_bonuses', '0.5', '--beam_widths', '4,8')
     assert code == 0 and 'Chosen on dev of 4 points' in out and len(read_record('results/other.json').searches) == 1
-    assert 'word_bonus 0.5' in say('evaluate-beam', '--checkpoint', OTHER, '--workers', 1)[1]
-    assert 'word_bonus 1,' in say('evaluate-beam', '--checkpoint', OTHER, '--workers', 1, '--word_bonus', 1)[1]
+    assert 'word_bonus 0.5' in say('evaluate-beam', '--checkpoint', OTHER)[1]
+    assert 'word_bonus 1,' in say('evaluate-beam', '--checkpoint', OTHER, '--word_bonus', 1)[1]
 
 def test_several_checkpoints_are_an_ensemble(say, root):
     members = [w for e in (4, 5, 6) for w in ('--checkpoint', f'models/pictures/checkpoint_epoch_{e:03d}.pt')]
     assert say('evaluate', *members)[0] == 0
-    assert say('evaluate-beam', *members, '--workers', 1)[0] == 0
-    assert say('search', *members, '--lm_weights', '0.5', '--word_bonuses', '1', '--beam_widths', '5', '--workers', 1)[0] == 0
+    assert say('evaluate-beam', *members)[0] == 0
+    assert say('search', *members, '--lm_weights', '0.5', '--word_bonuses', '1', '--beam_widths', '5')[0] == 0
     record = read_record('results/pictures.json')
     assert {d.decoder for d in record.decodes if d.checkpoint == 'ensemble_004_005_006'} == {'greedy', 'beam'}
     assert record.searches[-1].checkpoint == 'ensemble_004_005_006'
@@ -147,7 +147,7 @@ def test_transcribe_stored_features(say, root):
     told = [json.loads(line) for line in out.splitlines()]
     assert code == 0 and [t['text'] for t in told] == heard
     assert all(w['start'] < w['end'] <= t['seconds'] + 0.04 and 0 <= w['confidence'] <= 1 for t in told for w in t['words'])
-    beam = say('transcribe', *dev.path, '--checkpoint', BEST, '--beam', '--workers', 1, '--format', 'ctm')[1]
+    beam = say('transcribe', *dev.path, '--checkpoint', BEST, '--beam', '--format', 'ctm')[1]
     assert {len(line.split()) for line in beam.splitlines()} == {6} and len(beam.splitlines()) >= 90
     out = say('transcribe', *dev.path, '--checkpoint', BEST, '--format', 'tsv')[1]
     table = pd.read_csv(io.StringIO(out), sep='\t')
@@ -241,7 +241,7 @@ def test_other_weights_are_not_decoded_into_the_record_of_a_training(refuses, ro
     shutil.copytree(root/'models/pictures', root/'models/again')
     shutil.copy(root/'models/pictures/checkpoint_epoch_001.pt', root/'models/again/checkpoint_best.pt')
     before = (root/'results/pictures.json').read_bytes()
-    said = refuses('evaluate-beam', '--checkpoint', 'models/again/checkpoint_best.pt', '--workers', 1)
+    said = refuses('evaluate-beam', '--checkpoint', 'models/again/checkpoint_best.pt')
     assert 'pictures: its record is of other weights than' in said and 'move results/pictures.json away' in said
     assert (root/'results/pictures.json').read_bytes() == before
 
@@ -263,7 +263,7 @@ def test_a_process_from_another_folder(root):
 def test_a_teacher_writes_and_its_student_reads(say, root, refuses):
     assert 'every training utterance has a transcript' in refuses('pseudo-label', '--checkpoint', OTHER)
     few = 'data.transcribed=0.5'
-    code, out, err = say('pseudo-label', '--checkpoint', OTHER, '--workers', 1, few)
+    code, out, err = say('pseudo-label', '--checkpoint', OTHER, few)
     assert code == 0 and '40 transcripts are written (lm_weight' in out, err
     taught = 'run=labelled', few, f'teacher.checkpoint={OTHER}', 'teacher.pseudo_labels=true', 'training.epochs=1'
     code, out, err = say('train', '--no-notebook', '--config', 'pictures.yaml', *taught)

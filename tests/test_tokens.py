@@ -112,7 +112,7 @@ def root(tmp_path_factory):
 def student(**more): return picture_config('student', **PIECES | dict(seed=1, teacher=dict(checkpoint=BEST)) | more)
 
 def test_a_run_learns_is_decoded_and_teaches(root):
-    records = [evaluate(f'models/{run}/checkpoint_best.pt', 'dev', (Greedy(), Beam(workers=1)), show=False) for run in ('pieces', 'student')]
+    records = [evaluate(f'models/{run}/checkpoint_best.pt', 'dev', (Greedy(), Beam()), show=False) for run in ('pieces', 'student')]
     for record in records:
         wer = {d.decoder: d.wer for d in record.decodes}
         assert wer['beam'] < wer['greedy'] < 90
@@ -136,4 +136,4 @@ def test_a_checkpoint_holds_the_pieces_as_plain_data(root):
 
 def test_only_learning_needs_sentencepiece(root, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, 'sentencepiece', None)
-    assert evaluate(BEST, 'dev', (Greedy(), Beam(workers=1)), folder=str(tmp_path), show=False).decodes
+    assert evaluate(BEST, 'dev', (Greedy(), Beam()), folder=str(tmp_path), show=False).decodes

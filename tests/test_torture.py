@@ -262,11 +262,8 @@ def test_many_kills(spawn, undisturbed, shared_cache, tmp_path_factory, capsys):
 @pytest.mark.torture
 @pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere a kernel or a worker notices later that its parent is gone')
 def test_nothing_outlives_its_parent(spawn, root, undisturbed, shared_cache):
-    "Data workers, beam workers, a kernel and papermill, each of a parent that is killed"
+    "Data workers, a kernel and papermill, each of a parent that is killed"
     assert train_until(spawn, root, student(shared_cache, training=TRAINING | dict(workers=2)), ('step', 4)) == -signal.SIGKILL
-    beam = spawn(root, ['wide'], dict(workers=2), dying_at_the_score, target=decode)
-    beam.join(200)
-    assert beam.exitcode == -signal.SIGKILL, (root/'child.log').read_text()
     (root/'long.yaml').write_text(json.dumps(config_dict(settings('long', shared_cache, training=TRAINING | dict(epochs=10**4)))))
     with open(root/'out.log', 'w') as out:
         process = subprocess.Popen([str(c) for c in command('self-distill', root/'long.yaml', root)], cwd=ROOT, stdout=out, stderr=out,
@@ -275,8 +272,6 @@ def test_nothing_outlives_its_parent(spawn, root, undisturbed, shared_cache):
     assert len(left()) >= 2 # papermill and its kernel
     process.kill(); process.wait()
     assert_none_left()
-
-def dying_at_the_score(): patched(evaluate, 'score', 1, die) # the pool's workers wait for more
 
 # stop signals, through papermill
 

@@ -295,7 +295,7 @@ def test_a_target_is_met_or_missed(copy, capsys):
         save_checkpoint(payload | dict(config=payload['config'] | dict(monitoring=payload['config']['monitoring'] | dict(target_greedy=[low, high], target_beam=[low, high]))), best)
         evaluate(BEST, 'dev')
         assert f'Target: {low:g} to {high:g}% (greedy): {said}' in capsys.readouterr().out
-        evaluate(BEST, 'dev', (Greedy(), Beam(workers=1)))
+        evaluate(BEST, 'dev', (Greedy(), Beam()))
         told = capsys.readouterr().out
         assert all(f'Target: {low:g} to {high:g}% ({d}): {said}' in told for d in ('greedy', 'beam')) and told.count('a wider search') == (said != 'met') and told.index('Target') < told.index('Improvement')
     evaluate(BEST, 'train')

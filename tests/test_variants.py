@@ -180,12 +180,12 @@ def test_the_language_model_is_the_same_file_wherever_it_is_estimated(root, tmp_
 
 # settings of a beam search, and records
 
-def beam_settings(checkpoint, folder, **given): return find_decode(evaluate(checkpoint, 'dev', [Beam(workers=1, **given)], folder=folder), 'dev', 'beam', 'epoch_005').settings
+def beam_settings(checkpoint, folder, **given): return find_decode(evaluate(checkpoint, 'dev', [Beam(**given)], folder=folder), 'dev', 'beam', 'epoch_005').settings
 
 def test_given_before_searched_before_default(root, results):
     def settings(**given): return [beam_settings(EPOCHS[1], results, **given)[k] for k in ('lm_weight', 'word_bonus', 'beam_width')]
     assert settings() == [0.9, 1.5, 10]
-    search(EPOCHS[1], SearchedBeam([0.3], [0.5], [7], workers=1), folder=results)
+    search(EPOCHS[1], SearchedBeam([0.3], [0.5], [7]), folder=results)
     assert settings() == [0.3, 0.5, 7] and settings(lm_weight=0.0) == [0.0, 0.5, 7]
     other = estimate_arpa(['the sea is sad'], 2, root/'other.arpa')
     assert settings(language_model=str(other)) == [0.9, 1.5, 10]  # the search was made with another language model
@@ -195,17 +195,17 @@ def test_a_mistyped_decoder_reads_no_test_set(root, results):
     assert not Path(f'{results}/test_ledger.jsonl').exists()
 
 def test_a_search_is_in_the_record(root, results):
-    found = search(EPOCHS, SearchedBeam([0.2, 0.9], [0.0, 3.0], [5], workers=1), folder=results)
+    found = search(EPOCHS, SearchedBeam([0.2, 0.9], [0.0, 3.0], [5]), folder=results)
     record = read_record(record_path('pictures', results))
     table = search_table(record, 'ensemble_004_005_006')
     assert len(table) == 4 and found == record.searches[0] and table.wer.min() == table[(table.lm_weight == found.lm_weight) & (table.word_bonus == found.word_bonus)].wer.item()
-    search(EPOCHS, SearchedBeam([0.5], [0.0], [5], workers=1), folder=results)
+    search(EPOCHS, SearchedBeam([0.5], [0.0], [5]), folder=results)
     record = read_record(record_path('pictures', results))
     assert len(search_table(record, 'ensemble_004_005_006')) == 1
     with pytest.raises(RecordError, match='no search of checkpoint best'): search_table(record)
 
 def test_one_beam_decoding_of_each_name(root, results, capsys):
-    def beam(lm_weight, name='beam'): return evaluate(BEST, 'dev', (Greedy(), Beam(lm_weight, 1.0, 5, name=name, workers=1)), folder=results)
+    def beam(lm_weight, name='beam'): return evaluate(BEST, 'dev', (Greedy(), Beam(lm_weight, 1.0, 5, name=name)), folder=results)
     beam(0.4)
     beam(0.8)
     record = beam(1.0, 'beam_heavy')
@@ -216,7 +216,7 @@ def test_one_beam_decoding_of_each_name(root, results, capsys):
 
 def test_a_record_names_no_folder(root, results):
     arpa = str(language_model_for(open_corpus(open_model(BEST)), picture_config()))
-    evaluate(BEST, 'test', (Greedy(), Beam(language_model=arpa, workers=1)), why='a test', folder=results)
+    evaluate(BEST, 'test', (Greedy(), Beam(language_model=arpa)), why='a test', folder=results)
     path = record_path('pictures', results)
     settings = find_decode(read_record(path), 'test', 'beam').settings
     assert str(root) not in path.read_text() and settings['language_model_order'] == 3
@@ -229,7 +229,7 @@ def test_another_corpus_says_what_is_left_out_and_may_be_one_utterance(root, res
     table.loc[dev[1], 'text'], table.loc[dev[2], 'path'] = 'ω', 'missing.npy'
     table.drop(index=dev[3:]).to_csv(root/'one.csv', index=False)
     other = ['data.corpus=manifest', 'data.path=one.csv', 'data.on_error=skip']
-    record = evaluate(BEST, 'dev', (Greedy(), Beam(workers=1)), overrides=other, folder=results)
+    record = evaluate(BEST, 'dev', (Greedy(), Beam()), overrides=other, folder=results)
     assert sum(note.startswith('excluded ') for note in record.notes) == 2
     said = capsys.readouterr().out
     for words in ("2 utterances are left out: 'ω'", 'missing.npy', 'model is of the training text of one.csv', 'one utterance; ', 'no test'): assert words in said, words
@@ -239,10 +239,10 @@ def test_a_language_model_of_other_training_texts_is_noted(root, results):
     table.drop(index=table.index[table.split == 'train'][-3:]).to_csv(root/'fewer.csv', index=False)
     def notes(*decoders): return evaluate(BEST, 'dev', decoders, overrides=['data.path=fewer.csv'], folder=results).notes
     assert not any('language model' in note for note in notes(Greedy()))
-    assert any('language model is of training texts that changed' in note for note in notes(Beam(workers=1)))
+    assert any('language model is of training texts that changed' in note for note in notes(Beam()))
 
 def test_an_earlier_beam_by_hand_is_not_the_default(root, results):
-    for decoder, weight in ((Beam(lm_weight=0.3, workers=1), 0.3), (Beam(workers=1), 0.9)):
+    for decoder, weight in ((Beam(lm_weight=0.3), 0.3), (Beam(), 0.9)):
         record = evaluate(BEST, 'dev', (decoder,), folder=results, again=False)
         assert find_decode(record, 'dev', 'beam').settings['lm_weight'] == weight
 

@@ -6,17 +6,13 @@
 __all__ = ['FRAME_SECONDS', 'WIDEST', 'Word', 'Hypothesis', 'word_confidence', 'BeamDecoder', 'Prepared']
 
 # %% ../../nbs/4_decode/20a_beam_search.ipynb #imports
-import math, multiprocessing, weakref
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import math, weakref
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from fastcore.basics import patch
 
-from ..core.environment import end_with_parent
 from ..core.files import file_sha256
 from .ngrams import check_spelling, read_unigrams
 from .prefix_search import build_engine, decoder_labels, kept_frames, pick_engine
@@ -63,15 +59,13 @@ class BeamDecoder:
                  blank_threshold: float = None,  # repeats of likelier blanks are skipped; None: where exact; 1: none
                  beam_prune: float = -10.0,      # nats behind the best beam
                  token_min: float = -5.0,        # ln p below which a token is not tried
-                 engine: str = 'auto',           # see `pick_engine`
-                 workers: int = 1                # processes that share a batch; 1 where there is no fork (Windows)
+                 engine: str = 'auto'            # see `pick_engine`
                 ):
         self.tokenizer, self.engine, self.unknown_score = tokenizer, pick_engine(engine), float(unknown_score)
         self.lm_weight, self.word_bonus, self.beam_width = float(lm_weight), float(word_bonus), beam_width
         self.beam_prune, self.token_min = float(beam_prune), float(token_min)
         self.blank_threshold = 1 - 0.99 * math.exp(self.token_min) if blank_threshold is None else blank_threshold
-        self.workers = workers if 'fork' in multiprocessing.get_all_start_methods() else 1
-        self.labels, self._pool, self._tuned = decoder_labels(tokenizer), None, None
+        self.labels, self._tuned = decoder_labels(tokenizer), None
         self._language_model(language_model_path)
         self._tune(**self._values())
 
@@ -151,12 +145,6 @@ def _search(self:BeamDecoder, method, utterance, values):
     return getattr(self._tune(**values), method)(utterance.log_probs, beam_width=values['beam_width'],
                                                  beam_prune_logp=self.beam_prune, token_min_logp=self.token_min)
 
-# %% ../../nbs/4_decode/20a_beam_search.ipynb #text-of-one
-@patch
-def _text(self:BeamDecoder, utterance, values):
-    "The best text of a prepared utterance"
-    return self._search('decode', utterance, values) or ''
-
 # %% ../../nbs/4_decode/20a_beam_search.ipynb #timed
 def _timed(word, start, end, frames, beams, shares):
     "A word between kept frames as a `Word` in seconds"
@@ -176,68 +164,14 @@ def _nbest(self:BeamDecoder, utterance, values, n):
                        tuple(_timed(word, *span, utterance.frames, beams, shares) for word, span in words))
             for text, _, words, acoustic, score in found[:n]]
 
-# %% ../../nbs/4_decode/20a_beam_search.ipynb #worker
-_served = None
-
-def _serve(decoder):
-    "Keep the decoder in a worker process, which ends with this one"
-    global _served
-    end_with_parent()
-    _served = decoder
-
-# %% ../../nbs/4_decode/20a_beam_search.ipynb #work
-def _work(method, arguments, i, log_probs):
-    "`_one` in a worker process"
-    return _served._one(method, arguments, i, log_probs)
-
-@patch
-def _one(self:BeamDecoder, method, arguments, i, log_probs):
-    "`method` on utterance `i` of a batch"
-    return getattr(self, method)(self.prepare(log_probs, f'utterance {i}'), *arguments)
-
-# %% ../../nbs/4_decode/20a_beam_search.ipynb #chunk
-def _chunk_size(count, workers):
-    "Utterances a message: a quarter of a worker's part, at least 16: few messages, and no long wait for the last"
-    quarter, part = -(-count // (4 * workers)), -(-count // workers)
-    return min(max(quarter, 16), part)
-
-# %% ../../nbs/4_decode/20a_beam_search.ipynb #map
-@patch
-def _map(self:BeamDecoder, method, log_probs, values, *more):
-    "`method` over a list of utterances, in this process or in the pool"
-    if not self._pool: self._tune(**values) # before the processes start, which then share its memory
-    arguments, count = (values, *more), len(log_probs)
-    if self.workers <= 1 or count < 2: return [self._one(method, arguments, i, x) for i, x in enumerate(log_probs)]
-    fork, work = multiprocessing.get_context('fork'), partial(_work, method, arguments)
-    self._pool = self._pool or ProcessPoolExecutor(self.workers, fork, initializer=_serve, initargs=(self,))
-    chunk = _chunk_size(count, self.workers)
-    try: return list(self._pool.map(work, range(count), map(np.asarray, log_probs), chunksize=chunk))
-    except BrokenProcessPool:
-        self.close()
-        raise RuntimeError('a worker process of the beam search was killed (out of memory?): '
-                           'use fewer workers, a narrower beam or a smaller language model') from None
-
-# %% ../../nbs/4_decode/20a_beam_search.ipynb #close
-@patch
-def close(self:BeamDecoder):
-    "End the worker processes; the decoder itself stays usable"
-    if self._pool: self._pool.shutdown(cancel_futures=True)
-    self._pool = None
-
-# %% ../../nbs/4_decode/20a_beam_search.ipynb #context
-@patch
-def __enter__(self:BeamDecoder): return self
-
-@patch
-def __exit__(self:BeamDecoder, *error): self.close()
-
 # %% ../../nbs/4_decode/20a_beam_search.ipynb #decode-batch
 @patch
 def decode_batch(self:BeamDecoder, log_probs, # list of (T', V) natural log-probabilities
                  lm_weight=None, word_bonus=None, beam_width=None # for this call; None: the decoder's own
                 ) -> list: # of str
     "The best text of each utterance"
-    return self._map('_text', log_probs, self._values(lm_weight, word_bonus, beam_width))
+    values = self._values(lm_weight, word_bonus, beam_width)
+    return [self._search('decode', self.prepare(x, f'utterance {i}'), values) or '' for i, x in enumerate(log_probs)]
 
 # %% ../../nbs/4_decode/20a_beam_search.ipynb #nbest-batch
 @patch
@@ -246,7 +180,8 @@ def nbest_batch(self:BeamDecoder, log_probs, # list of (T', V) natural log-proba
                 lm_weight=None, word_bonus=None, beam_width=None # for this call; None: the decoder's own
                ) -> list: # of lists of `Hypothesis`, best first
     "The best `n` hypotheses of each utterance, with word times and confidences"
-    return self._map('_nbest', log_probs, self._values(lm_weight, word_bonus, beam_width), n)
+    values = self._values(lm_weight, word_bonus, beam_width)
+    return [self._nbest(self.prepare(x, f'utterance {i}'), values, n) for i, x in enumerate(log_probs)]
 
 # %% ../../nbs/4_decode/20a_beam_search.ipynb #decode-one
 @patch

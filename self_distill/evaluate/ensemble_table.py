@@ -6,7 +6,6 @@
 __all__ = ['average_weights', 'Likeliest', 'evaluate_ensemble']
 
 # %% ../../nbs/5_evaluate/23c_ensemble_table.ipynb #imports
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,11 +47,10 @@ class Likeliest:
     name: str = 'likeliest'
     searches = ()
 
-    @contextmanager
     def open(self, opened: Opened):
         found = [compute_log_probs(m, opened.corpus, self.split, cache=opened.data.cache).log_probs for m in self.members]
         labels = [[greedy_ids(torch.from_numpy(x)[None], [len(x)])[0] for x in arrays] for arrays in found]
-        yield lambda _: [text_of(ids, opened.loaded.tokenizer) for ids in likeliest(labels, found)], {}
+        return lambda _: [text_of(ids, opened.loaded.tokenizer) for ids in likeliest(labels, found)], {}
 
     def made(self, settings: dict) -> bool: return True
 

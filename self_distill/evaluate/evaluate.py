@@ -8,7 +8,6 @@ __all__ = ['DEFAULTS', 'WHY', 'Greedy', 'check_decoder_name', 'Beam', 'SearchedB
 
 # %% ../../nbs/5_evaluate/23_evaluate.ipynb #evaluate-imports
 import re, sys, time
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,9 +37,7 @@ class Greedy:
     name: str = 'greedy'
     searches = () # settings that are searched on dev
 
-    @contextmanager
-    def open(self, opened: Opened):
-        yield partial(greedy_texts, tokenizer=opened.loaded.tokenizer), {}
+    def open(self, opened: Opened): return partial(greedy_texts, tokenizer=opened.loaded.tokenizer), {}
 
     def made(self, settings: dict) -> bool: return True # whether a decoding with these settings is this decoder's
 
@@ -56,7 +53,6 @@ def _text_hashes(spec):
     "A hash of each extra text; None for a file that is not here"
     return [file_sha256(path) if (path := config_file(file)).is_file() else None for file in spec.extra_text]
 
-@contextmanager
 def _beam_search(spec, opened):
     "The beam search that a decoder asks for, with its language model loaded, and what the record says of that"
     check_decoder_name(spec.name)
@@ -65,11 +61,11 @@ def _beam_search(spec, opened):
               'for that of the model, give --language_model')
     arpa = config_file(spec.language_model) if spec.language_model else \
         language_model_for(opened.corpus, opened.loaded.config, spec.order, spec.extra_text)
-    with BeamDecoder(opened.loaded.tokenizer, str(arpa), engine=spec.engine, workers=spec.workers) as decoder:
-        extra = dict(extra_text=list(spec.extra_text), extra_text_sha256=_text_hashes(spec)) if spec.extra_text else {}
-        if spec.language_model: extra['language_model_given'] = True
-        order = ngram_order(arpa) if spec.language_model else spec.order # of short sentences the file has fewer
-        yield decoder, decoder.settings | dict(language_model=arpa.name, language_model_order=order) | extra
+    decoder = BeamDecoder(opened.loaded.tokenizer, str(arpa), engine=spec.engine)
+    extra = dict(extra_text=list(spec.extra_text), extra_text_sha256=_text_hashes(spec)) if spec.extra_text else {}
+    if spec.language_model: extra['language_model_given'] = True
+    order = ngram_order(arpa) if spec.language_model else spec.order # of short sentences the file has fewer
+    return decoder, decoder.settings | dict(language_model=arpa.name, language_model_order=order) | extra
 
 def _same_text(spec, settings):
     "Whether a decoding's language model is of the order and text that a decoder asks for"
@@ -91,7 +87,6 @@ class _BeamSearch:
     extra_text: tuple = ()            # text files it learns from, too
     name: str = 'beam'
     engine: str = 'auto'              # `beam_search.pick_engine`
-    workers: int = 2                  # processes that decode
 
 # %% ../../nbs/5_evaluate/23_evaluate.ipynb #beam
 DEFAULTS = dict(lm_weight=0.9, word_bonus=1.5, beam_width=10) # of docs/from_the_guide.md; the bonus is ours, pyctcdecode's default
@@ -111,12 +106,11 @@ class Beam(_BeamSearch):
 
     def values(self, opened, decoder): return DEFAULTS | (_chosen(opened, decoder) or {}) | self.given
 
-    @contextmanager
     def open(self, opened: Opened):
-        with _beam_search(self, opened) as (decoder, settings):
-            values = self.values(opened, decoder)
-            by_hand = {} if values == _chosen(opened, decoder) else dict(searched=False)
-            yield partial(decoder.decode_batch, **values), settings | values | by_hand
+        decoder, settings = _beam_search(self, opened)
+        values = self.values(opened, decoder)
+        by_hand = {} if values == _chosen(opened, decoder) else dict(searched=False)
+        return partial(decoder.decode_batch, **values), settings | values | by_hand
 
     def made(self, settings: dict) -> bool:
         wanted = self.given or ({} if settings.get('searched', True) else DEFAULTS) # what no search has chosen
@@ -124,16 +118,14 @@ class Beam(_BeamSearch):
 
 # %% ../../nbs/5_evaluate/23_evaluate.ipynb #beam-words
 @patch
-@contextmanager
 def open_words(self: Beam, opened: Opened):
     "As `open`, for the words of the best hypothesis, with times and confidences (`23a_transcribe`)"
-    with _beam_search(self, opened) as (decoder, settings):
-        values = self.values(opened, decoder)
-        if not (self.given or _chosen(opened, decoder)):
-            print('Not searched for this model and language model; decoded with the defaults '
-                  f'{settings_text(values)}', file=sys.stderr)
-        search = partial(decoder.nbest_batch, n=1, **values)
-        yield lambda log_probs: [found[0].words for found in search(log_probs)]
+    decoder, _ = _beam_search(self, opened)
+    values = self.values(opened, decoder)
+    if not (self.given or _chosen(opened, decoder)):
+        print('Not searched for this model and language model; decoded with the defaults '
+              f'{settings_text(values)}', file=sys.stderr)
+    return lambda log_probs: [found[0].words for found in decoder.nbest_batch(log_probs, n=1, **values)]
 
 # %% ../../nbs/5_evaluate/23_evaluate.ipynb #searched-beam
 @dataclass(frozen=True)
@@ -144,11 +136,10 @@ class SearchedBeam(_BeamSearch):
     beam_widths: tuple = BEAM_WIDTHS
     searches = SETTINGS
 
-    @contextmanager
     def open(self, opened: Opened):
-        with _beam_search(self, opened) as (decoder, settings):
-            values = _chosen(opened, decoder) or _search(self, opened, decoder)
-            yield partial(decoder.decode_batch, **values), settings | values
+        decoder, settings = _beam_search(self, opened)
+        values = _chosen(opened, decoder) or _search(self, opened, decoder)
+        return partial(decoder.decode_batch, **values), settings | values
 
     def made(self, settings: dict) -> bool: return _same_text(self, settings) and settings.get('searched', True)
 
@@ -326,10 +317,9 @@ def evaluate(checkpoint,            # file, several files (an ensemble), or `Loa
         if silent := sum(opened.corpus.rows(split).text == ''):
             raise ValueError(f'{silent} {split} utterances have no transcript, so their errors cannot be counted; '
                              'evaluate dev')
-        with ExitStack() as stack: # all are opened, and their mistakes found, before one of them reads a test set
-            ready = [(d, *stack.enter_context(d.open(opened))) for d in wanted]
-            log_probs = compute_log_probs(opened.loaded, opened.corpus, split, cache=opened.data.cache)
-            made = [_decode(opened, log_probs, *decoder, why, show) for decoder in ready]
+        ready = [(d, *d.open(opened)) for d in wanted] # mistakes are found before a test set is read
+        log_probs = compute_log_probs(opened.loaded, opened.corpus, split, cache=opened.data.cache)
+        made = [_decode(opened, log_probs, *decoder, why, show) for decoder in ready]
         if show:
             for other in made[1:]: print('\n'.join(improvement_lines(opened.record, made[0], other)))
     return opened.record
@@ -344,7 +334,8 @@ def search(checkpoint,               # file, several files (an ensemble), or `Lo
     "Choose beam search settings on dev; the grid and the choice go into the record"
     opened = open_for_evaluation(checkpoint, overrides, device, folder)
     _refuse_other_weights(opened)
-    with _beam_search(decoder, opened) as (engine, settings): _search(decoder, opened, engine)
+    engine, _ = _beam_search(decoder, opened)
+    _search(decoder, opened, engine)
     return opened.record.searches[-1]
 
 # %% ../../nbs/5_evaluate/23_evaluate.ipynb #search-table

@@ -30,11 +30,11 @@ def pseudo_label(checkpoint: str,          # the teacher's file
     if not len(silent.manifest): raise ValueError(f'{opened.corpus.name}: every training utterance has a transcript; leave the text '
                                     'of others empty, or set data.transcribed')
     labels = {}
-    with decoder.open(opened) as (transcribe, settings):
-        for rows in chunked(silent.manifest.index, 2000): # that many are in memory
-            block = replace(silent, manifest=silent.manifest.loc[rows])
-            heard = compute_log_probs(opened.loaded, block, 'train', cache=opened.data.cache)
-            labels |= zip(heard.ids, transcribe(heard.log_probs))
+    transcribe, settings = decoder.open(opened)
+    for rows in chunked(silent.manifest.index, 2000): # that many are in memory
+        block = replace(silent, manifest=silent.manifest.loc[rows])
+        outputs = compute_log_probs(opened.loaded, block, 'train', cache=opened.data.cache)
+        labels |= zip(outputs.ids, transcribe(outputs.log_probs))
     path = write_labels(checkpoint, opened.loaded.weights_sha256, silent, labels, settings)
     like_large = opened.loaded.config.text.alphabet == 'train' and count_parameters(opened.loaded.model) > 5e6
     student = 'few_transcripts' + '_large' * like_large

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['app', 'Config', 'Overrides', 'FILE', 'CHECKPOINT', 'Checkpoints', 'Split', 'Why', 'Device', 'Data', 'ARPA',
-           'LanguageModel', 'Engine', 'Workers', 'LMWeight', 'WordBonus', 'BeamWidth', 'Name', 'Files', 'Format',
-           'Folder', 'UseBeam', 'GivenModel', 'Pause', 'RUNS', 'Plan', 'Jobs', 'DryRun', 'Status', 'DEMO',
-           'DEMO_RECORDS', 'DEMO_FIGURES', 'train', 'prepare', 'evaluate', 'evaluate_beam', 'numbers', 'search', 'lm',
-           'ensemble', 'pseudo_label', 'transcribe', 'export', 'named_systems', 'all_systems', 'compare', 'report',
-           'experiments', 'figures', 'doctor', 'demo', 'main']
+           'LanguageModel', 'Engine', 'LMWeight', 'WordBonus', 'BeamWidth', 'Name', 'Files', 'Format', 'Folder',
+           'UseBeam', 'GivenModel', 'Pause', 'RUNS', 'Plan', 'Jobs', 'DryRun', 'Status', 'DEMO', 'DEMO_RECORDS',
+           'DEMO_FIGURES', 'train', 'prepare', 'evaluate', 'evaluate_beam', 'numbers', 'search', 'lm', 'ensemble',
+           'pseudo_label', 'transcribe', 'export', 'named_systems', 'all_systems', 'compare', 'report', 'experiments',
+           'figures', 'doctor', 'demo', 'main']
 
 # %% ../../nbs/7_use/29_cli.ipynb #imports
 import json, os, sys, time
@@ -82,7 +82,6 @@ Data = _words('where the corpus is, data.path=/my/copy; or another, data.corpus=
 ARPA = 'ARPA file  [default: the 3-gram of the training text]'
 LanguageModel = Annotated[Optional[str], _option('language_model', ARPA)]
 Engine = Annotated[str, typer.Option(help='auto, pyctcdecode or ctc-beam-decoder')]
-Workers = Annotated[int, typer.Option(min=1, max=256, help='processes that decode')]
 
 # %% ../../nbs/7_use/29_cli.ipynb #evaluate
 @app.command()
@@ -103,10 +102,10 @@ Name = Annotated[str, typer.Option(help='name of this decoding in the record; an
 def evaluate_beam(checkpoint: Checkpoints, data: Data = None, split: Split = 'dev', lm_weight: LMWeight = None,
                   word_bonus: WordBonus = None, beam_width: BeamWidth = None, language_model: LanguageModel = None,
                   name: Name = 'beam', why: Why = 'self-distill evaluate-beam', engine: Engine = 'auto',
-                  workers: Workers = 2, device: Device = 'auto'):
+                  device: Device = 'auto'):
     "Greedy and beam error rates, and the improvement."
     from self_distill.evaluate.evaluate import Beam, Greedy, evaluate
-    beam = Beam(lm_weight, word_bonus, beam_width, language_model=language_model, name=name, engine=engine, workers=workers)
+    beam = Beam(lm_weight, word_bonus, beam_width, language_model=language_model, name=name, engine=engine)
     evaluate(checkpoint, split, (Greedy(), beam), data or [], device, why)
 
 # %% ../../nbs/7_use/29_cli.ipynb #numbers
@@ -123,13 +122,13 @@ def _grid(name): return Annotated[str, _option(name, 'numbers with commas betwee
 @app.command()
 def search(checkpoint: Checkpoints, data: Data = None, lm_weights: _grid('lm_weights') = '',
            word_bonuses: _grid('word_bonuses') = '', beam_widths: _grid('beam_widths') = '',
-           language_model: LanguageModel = None, engine: Engine = 'auto', workers: Workers = 2,
+           language_model: LanguageModel = None, engine: Engine = 'auto',
            device: Device = 'auto'):
     "Choose lm_weight, word_bonus and beam_width on dev."
     from self_distill.evaluate.evaluate import SearchedBeam, search
     given = dict(lm_weights=(lm_weights, float), word_bonuses=(word_bonuses, float), beam_widths=(beam_widths, int))
     grid = {name: numbers(text, kind) for name, (text, kind) in given.items() if text}
-    decoder = SearchedBeam(**grid, language_model=language_model, engine=engine, workers=workers)
+    decoder = SearchedBeam(**grid, language_model=language_model, engine=engine)
     search(checkpoint, decoder, data or [], device)
 
 # %% ../../nbs/7_use/29_cli.ipynb #lm
@@ -169,12 +168,12 @@ def ensemble(data: Data = None,
 # %% ../../nbs/7_use/29_cli.ipynb #pseudo-label
 @app.command('pseudo-label')
 def pseudo_label(checkpoint: Annotated[str, _option('checkpoint', 'the teacher, models/<run>/checkpoint_best.pt', **FILE)],
-                 data: Data = None, language_model: LanguageModel = None, engine: Engine = 'auto', workers: Workers = 2,
+                 data: Data = None, language_model: LanguageModel = None, engine: Engine = 'auto',
                  device: Device = 'auto'):
     "Write the training transcripts that are missing, for a student."
     from self_distill.evaluate.evaluate import SearchedBeam
     from self_distill.evaluate.labelling import pseudo_label
-    decoder = SearchedBeam(language_model=language_model, engine=engine, workers=workers)
+    decoder = SearchedBeam(language_model=language_model, engine=engine)
     pseudo_label(checkpoint, decoder, data or [], device)
 
 # %% ../../nbs/7_use/29_cli.ipynb #transcribe-options
@@ -214,7 +213,7 @@ def _write_transcripts(transcripts, found, format, folder):
 def transcribe(files: Files, checkpoint: Checkpoints, format: Format = 'text', folder: Folder = None,
                beam: UseBeam = False, language_model: GivenModel = None, lm_weight: LMWeight = None,
                word_bonus: WordBonus = None, beam_width: BeamWidth = None, pause: Pause = 0.3,
-               engine: Engine = 'auto', workers: Workers = 2, device: Device = 'auto'):
+               engine: Engine = 'auto', device: Device = 'auto'):
     "Recordings of any length to text with word times."
     from self_distill.evaluate.ensemble import open_model
     from self_distill.core.environment import pick_device
@@ -234,7 +233,7 @@ def transcribe(files: Files, checkpoint: Checkpoints, format: Format = 'text', f
     by_beam = beam or language_model
     if not by_beam and any(x is not None for x in (lm_weight, word_bonus, beam_width)):
         raise ValueError('--lm_weight, --word_bonus and --beam_width are of a beam search: add --beam')
-    search = Beam(lm_weight, word_bonus, beam_width, language_model=language_model, engine=engine, workers=workers)
+    search = Beam(lm_weight, word_bonus, beam_width, language_model=language_model, engine=engine)
     transcripts = transcribe_files(found, loaded, search if by_beam else None, pause)
     _write_transcripts(transcripts, found, format, folder)
 

@@ -11,7 +11,6 @@ __all__ = ['WINDOW', 'CONTEXT', 'FORMATS', 'READ', 'REFUSED', 'SUFFIXES', 'CEPST
 
 # %% ../../nbs/7_use/23a_transcribe.ipynb #imports
 import html, itertools, json, math, os, sys, textwrap
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -287,9 +286,9 @@ def check_recordings(paths, loaded: LoadedModel) -> list: # seconds of each
 # %% ../../nbs/7_use/23a_transcribe.ipynb #open-decoder
 def open_decoder(loaded: LoadedModel,
                  beam: Beam = None # None: greedy
-                ): # a context: a function from a list of log-probabilities to lists of `Word`
+                ): # a function from a list of log-probabilities to lists of `Word`
     "The decoder that turns log-probabilities into words"
-    if beam is None: return nullcontext(lambda log_probs: [greedy_words(x, loaded.tokenizer) for x in log_probs])
+    if beam is None: return lambda log_probs: [greedy_words(x, loaded.tokenizer) for x in log_probs]
     corpus = None if beam.language_model else open_corpus(loaded)
     return beam.open_words(Opened(loaded, corpus, loaded.config.data, 'results', open_record(loaded)))
 
@@ -309,7 +308,8 @@ def transcribe_files(paths,           # of recordings
     if loaded.config.features.kind == 'mfcc' and any(map(is_audio, paths)):
         print(CEPSTRA_NOTE.format(run=loaded.config.run), file=sys.stderr)
     shown = dict(mininterval=0.5 if sys.stderr.isatty() else 60, delay=2, leave=False, disable='TQDM_DISABLE' in os.environ)
-    with open_decoder(loaded, beam) as decode, tqdm(total=round(sum(seconds)), unit='s', **shown) as bar:
+    decode = open_decoder(loaded, beam)
+    with tqdm(total=round(sum(seconds)), unit='s', **shown) as bar:
         for path, length in zip(paths, seconds):
             try:
                 with open_source(path, loaded) as source:
