@@ -126,7 +126,7 @@ def test_records_that_the_plan_no_longer_describes_are_refused(tmp_path, monkeyp
     write_records(DEMO, tmp_path)
     monkeypatch.setenv('SELF_DISTILL_ROOT', str(tmp_path))
     (tmp_path/'plan.yaml').write_text(DEMO.read_text().replace('training.epochs: 25', 'training.epochs: 30'))
-    with pytest.raises(PlanError, match='demo_student.json: was made with other settings .training.epochs was 25, is 30'):
+    with pytest.raises(PlanError, match='record of demo_student was made with other settings .training.epochs was 25, is 30'):
         make_figures(['main_table'], 'plan.yaml', tmp_path, folder=tmp_path/'out')
     assert not (tmp_path/'out').exists()
 

@@ -16,7 +16,6 @@ from self_distill.core.config import Config
 from self_distill.core.config_io import build_config, config_dict
 from self_distill.data.corpora import load_corpus
 from self_distill.data.demo import demo_corpus
-from self_distill.study.experiments import run_notebook
 from self_distill.study.figures import Results, save_figure
 from self_distill.data.file_facts import store
 from self_distill.train.learner import TrainingError
@@ -345,7 +344,6 @@ PLACES = dict( # what writes: its folder, and a function of the root
     log_probabilities=('cache/logits', lambda root: store(root/'cache/logits/x.npy', np.zeros(10**5))),
     demo_corpus=('cache', lambda root: demo_corpus(root/'cache', 24)),
     log=('logs', lambda root: training.Trainer(settings('x', root/'cache')).fit()),
-    notebook=('logs/x', lambda root: run_notebook('30_train', root/'logs/x/train.ipynb', {})),
     figure=('thesis_figures', lambda root: save_figure(plt.figure(), 'loss', Results(None))))
 
 @pytest.mark.disk

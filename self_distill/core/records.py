@@ -181,14 +181,8 @@ class Record(Section):
     def _consistent(self): return _checked(self)
 
 # %% ../../nbs/1_core/13_records.ipynb #records-checked
-def _follows(record):
-    "Whether config hash and seed are those of the config"
-    try: return (config_hash(record.config), record.config['seed']) == (record.config_hash, record.seed)
-    except (KeyError, TypeError, AttributeError): return False # edited by hand
-
 def _checked(record):
     "The record, if its parts fit together"
-    if record.kind != 'benchmark' and not _follows(record): raise ValueError('config_hash or seed do not follow from config')
     for k, decode in enumerate(record.decodes):
         spoken = record.utterances.get(decode.split, [])
         if {len(decode.hypotheses), *map(len, decode.words.model_dump().values())} != {len(spoken)}:
@@ -289,14 +283,6 @@ def write_record(record: Record,
     return path
 
 # %% ../../nbs/1_core/13_records.ipynb #records-read
-def _invalid(path, error):
-    "The first of pydantic's findings as one sentence"
-    def text(x): return f'{".".join(map(str, x["loc"])) or "record"}: {x["msg"].removeprefix("Value error, ")}'
-    found = [text(x) for x in error.errors()]
-    more = f' (and {len(found) - 3} more)' if len(found) > 3 else ''
-    return RecordError(f'{path}: {"; ".join(found[:3])}{more}; '
-                       'restore it with git, or make it again with the run that wrote it')
-
 def read_record(path # JSON file; a relative path starts at the repository's root
                ) -> Record:
     "A record, checked field by field; RecordError where it is missing or damaged"
@@ -306,15 +292,16 @@ def read_record(path # JSON file; a relative path starts at the repository's roo
     except FileNotFoundError:
         raise RecordError(f'{path.name}: no such record in {path.parent}; '
                           'train or evaluate the run that makes it') from None
-    except ValidationError as e: raise _invalid(path, e) from None
+    except ValidationError as e:
+        first = e.errors()[0]
+        raise RecordError(f'{path}: {".".join(map(str, first["loc"])) or "record"}: {first["msg"].removeprefix("Value error, ")}; '
+                          'restore it with git, or make it again with the run that wrote it') from None
 
 # %% ../../nbs/1_core/13_records.ipynb #records-in
-def records_in(folder='results', # a relative path starts at the repository's root
-               where=None        # a function of a record: which to keep (None: all)
+def records_in(folder='results' # a relative path starts at the repository's root
               ) -> list: # of Record, by name
     "All records of a folder, checked"
-    found = [read_record(path) for path in sorted(root_path(folder).glob('*.json'))]
-    return [r for r in found if where is None or where(r)]
+    return [read_record(path) for path in sorted(root_path(folder).glob('*.json'))]
 
 # %% ../../nbs/1_core/13_records.ipynb #records-find-decode
 def find_decode(record: Record,

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.functional import ctc_loss
 
 from ..train.checkpoint import CheckpointError, LoadedModel, load_checkpoint, load_model, weights_hash
-from ..core.config_io import config_hash
+from ..core.config_io import differences
 from ..data.corpora import joined_data
 from ..core.files import root_path
 from ..train.model import ModelOutput
@@ -172,7 +172,7 @@ def load_average(checkpoints, # files of one run, at least two
     members = load_members(checkpoints, device)
     last = members[-1]
     for m in members:
-        if (m.config.run, config_hash(m.config)) != (last.config.run, config_hash(last.config)):
+        if m.config.run != last.config.run or differences(m.config, last.config):
             raise CheckpointError(f'{_name(m)} and {_name(last)} are of different runs, whose weights do not '
                                   'correspond: average epochs of one run, or probabilities')
     state, path = mean_state(members), last.path.with_name('checkpoint_average.pt')

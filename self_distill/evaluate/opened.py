@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..data.batches import output_frames
 from ..train.checkpoint import LoadedModel
 from ..core.config import Config, DataConfig
-from ..core.config_io import apply_override, build_config, config_dict, config_hash
+from ..core.config_io import apply_override, build_config, config_dict, differences
 from ..data.corpora import Corpus, fingerprint, heard, load_corpus
 from .ensemble import open_model
 from ..core.environment import pick_device
@@ -94,9 +94,9 @@ def open_record(loaded: LoadedModel,
         device, parameters = next(loaded.model.parameters()).device, count_parameters(loaded.model)
         return new_record('decoding', config, device, parameters=parameters, teacher=_teacher(loaded))
     record = read_record(path)
-    if record.config_hash != config_hash(config):
-        raise RecordError(f'{path}: made with the settings {record.config_hash}, but {loaded.path.name} was trained '
-                          f'with {config_hash(config)}. Move the record away, or evaluate its own checkpoint')
+    if differ := differences(record.config, config):
+        raise RecordError(f'{path}: is of another run than {loaded.path} ({"; ".join(differ[:3])}). '
+                          'Move the record away, or evaluate its own checkpoint')
     return record
 
 # %% ../../nbs/5_evaluate/22a_opened.ipynb #differences

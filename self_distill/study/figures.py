@@ -24,8 +24,8 @@ from papermill.parameterize import parameterize_notebook
 from ..evaluate.compare import System, decoders_of_all
 from ..core.config_io import config_file, portable
 from ..evaluate.evaluate import DEFAULTS, is_recorded
-from .experiments import notebook_path, refuse_other
-from ..core.files import atomic_write, root_path
+from .experiments import refuse_other
+from ..core.files import atomic_write, notebook_path, root_path
 from .plan import BeamSearch, find_row, planned_run, read_plan, run_names
 from ..core.records import Record, RecordError, read_record, record_path
 from ..decode.search import SETTINGS
@@ -127,7 +127,7 @@ def record(self: Results, run: str # its name
         path = record_path(run, self.folder)
         record, planned = read_record(path), self.planned(run)
         if planned and record.kind == 'decoding': self._refuse([run]) # evaluated before the end of its training
-        if planned: refuse_other(record, planned, path)
+        if planned: refuse_other(record, planned)
         odd = [f'{d.split} {d.decoder}' for d in record.decodes for p in (planned.decoders if planned else ())
                if d.key == (d.split, p.name, 'best') and not is_recorded(record, d.split, p)]
         self.refuse_lacking([run] if odd else [], f'{", ".join(odd)} with the settings of the plan')

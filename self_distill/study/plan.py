@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ..decode.beam_search import WIDEST
 from ..core.config import Config, at_most
-from ..core.config_io import apply_override, config_file, config_hash, dotted, load_config, read_config_file
+from ..core.config_io import apply_override, config_file, differences, dotted, load_config, read_config_file
 from ..evaluate.evaluate import DEFAULTS, Beam, Greedy, SearchedBeam, check_decoder_name
 from ..core.files import root_path
 
@@ -232,19 +232,16 @@ def planned_run(plan: Plan,
                decoders, ensemble, frozen)
 
 # %% ../../nbs/6_study/25_plan.ipynb #refuse-other
-def _identity(run):
-    "What two rows share that are the same experiment: also what the hash leaves out"
-    return (config_hash(run.config), run.teacher, run.config.training.initial_checkpoint, Path(run.config.data.path or '').name)
-
 def _shared(plan, runs, found):
     "The runs found, where those of a row are `same_as` others: PlanError unless settings and teachers are the same"
     group, row = find_row(plan, runs[0].row, runs[0].group)
     others = [r for r in found if (r.group, r.row) == (group, row)]
-    ours, theirs = ([_identity(r) for r in made] for made in (runs, others))
-    if ours != theirs:
+    same = len(runs) == len(others) and all(a.teacher == b.teacher and not differences(a.config, b.config)
+                                            for a, b in zip(runs, others))
+    if not same:
         raise PlanError(f'is not the same as {group}.{row}: config, overrides, seed, folds, runs or teacher differ; '
                         'make them equal, or remove same_as')
-    return [replace(r, shown_in=(*r.shown_in, runs[0].group)) if (r.group, r.row) == (group, row) else r for r in found]
+    return [replace(r, shown_in=(*r.shown_in, runs[0].group)) if r in others else r for r in found]
 
 # %% ../../nbs/6_study/25_plan.ipynb #order
 def _split(data): return f'fold {data.fold} of protocol folds' if data.protocol == 'folds' else f'protocol {data.protocol}'

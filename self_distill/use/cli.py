@@ -45,23 +45,36 @@ def _result(record, folder):
             f'{folder}/{record.run}/checkpoint_best.pt')
 
 # %% ../../nbs/7_use/29_cli.ipynb #train
+def _result(record, folder):
+    "How a training came out, and what comes next"
+    best = min(record.epochs, key=lambda e: e['wer'])
+    return (f'{record.run}: best dev WER {best["wer"]:.2f} % at epoch {best["epoch"]} of {len(record.epochs)}, '
+            f'record results/{record.run}.json\nNext: self-distill evaluate-beam --checkpoint '
+            f'{folder}/{record.run}/checkpoint_best.pt')
+
+def _run_notebook(config, overrides, run):
+    "Execute 30_train by papermill; the executed copy is in logs/<run>/"
+    from papermill import PapermillExecutionError, execute_notebook
+    from self_distill.core.config_io import config_file
+    from self_distill.core.files import notebook_path, root_path, user_folder
+    path, output = notebook_path('30_train'), root_path('logs')/run/'train.ipynb'
+    os.environ |= {'SELF_DISTILL_ROOT': str(root_path('.')), 'SELF_DISTILL_FROM': str(user_folder())}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    parameters = dict(config=str(config_file(config)), overrides=list(overrides))
+    try: execute_notebook(path, output, parameters, kernel_name='python3', cwd=path.parent, stdout_file=sys.stdout, stderr_file=sys.stderr)
+    except PapermillExecutionError as e: raise RuntimeError(f'{e.evalue}; see {output}') from None
+    typer.echo(f'The executed notebook is {output}')
+
 @app.command()
 def train(config: Config, overrides: Overrides = None,
-          notebook: Annotated[bool, typer.Option(help='run nbs/30_train.ipynb, or train in this process')] = True):
+          notebook: Annotated[bool, typer.Option(help='run nbs/30_train.ipynb by papermill, or train in this process')] = False):
     "Train a run from wherever it stands to its end."
-    from self_distill.core.config_io import config_file, load_config
-    from self_distill.core.files import root_path
+    from self_distill.core.config_io import load_config
     settings = load_config(config, overrides or [])
-    if not notebook:
-        from self_distill.train.training import train
-        record = train(settings)
-        if os.environ.get('RANK', '0') == '0': typer.echo(_result(record, settings.checkpoints.folder)) # of several processes, one speaks
-        return
-    if 'TORCHELASTIC_RUN_ID' in os.environ: raise ValueError('torchrun starts several processes, and a notebook has one: add --no-notebook')
-    from self_distill.study.experiments import run_notebook
-    output = root_path('logs')/settings.run/'train.ipynb'
-    run_notebook('30_train', output, {'config': str(config_file(config)), 'overrides': overrides or []})
-    typer.echo(f'The executed notebook is {output}')
+    if notebook: return _run_notebook(config, overrides or [], settings.run)
+    from self_distill.train.training import train
+    record = train(settings)
+    if os.environ.get('RANK', '0') == '0': typer.echo(_result(record, settings.checkpoints.folder)) # of several processes, one speaks
 
 # %% ../../nbs/7_use/29_cli.ipynb #prepare
 @app.command()
@@ -274,7 +287,7 @@ def all_systems(split: str) -> list: # of lists of `System` that can be compared
     from self_distill.core.records import records_in
     def read(r): return any((d.split, d.checkpoint) == (split, 'best') for d in r.decodes)
     groups = {}
-    for s in systems_of(sorted(records_in(where=read), key=lambda r: (r.teacher is not None, r.run))):
+    for s in systems_of(sorted(filter(read, records_in()), key=lambda r: (r.teacher is not None, r.run))):
         groups.setdefault(_like(s, split), []).append(s)
     if not groups: raise ValueError(f'results/: no run has read {split} yet; evaluate some first '
                                     f'(self-distill evaluate --checkpoint … --split {split})')
@@ -328,8 +341,7 @@ def experiments(plan: Plan, overrides: Overrides = None, jobs: Jobs = 1,
                 run: Annotated[str, typer.Option(help='one run by its name, in this process')] = '',
                 dry_run: DryRun = False, status: Status = False):
     "Run what is missing of a plan, teachers first"
-    from self_distill.study.experiments import (load_plan, run_one, run_plan, select, status_table, summary_line,
-                                          teacher_notes)
+    from self_distill.study.experiments import load_plan, run_one, run_plan, select, status_table, summary_line
     settings = overrides or []
     beside = {'--dry-run': dry_run, '--status': status, '--device': device, '--group': group, '--jobs': jobs > 1}
     unheard = ', '.join(name for name, given in beside.items() if given)
@@ -338,7 +350,7 @@ def experiments(plan: Plan, overrides: Overrides = None, jobs: Jobs = 1,
     elif status:
         runs = select(load_plan(plan, settings), group or ())
         table = status_table(runs).to_string(index=False)
-        typer.echo('\n'.join([table, *teacher_notes(runs), summary_line(runs, jobs)]))
+        typer.echo(f'{table}\n{summary_line(runs, jobs)}')
     else: run_plan(plan, settings, jobs, device or (), group or (), dry_run)
 
 # %% ../../nbs/7_use/29_cli.ipynb #figures
