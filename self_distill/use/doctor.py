@@ -23,14 +23,16 @@ def _unmet(): # 'torch>=2 (1.13)'; KenLM has a check of its own
         if r.name == 'kenlm' or r.marker and not r.marker.evaluate({'extra': ''}): continue
         try: version = importlib.metadata.version(r.name)
         except importlib.metadata.PackageNotFoundError: version = None
-        if not (version and r.specifier.contains(version, prereleases=True)): yield f'{r} ({version or "not installed"})'
+        met = version and r.specifier.contains(version, prereleases=True)
+        if not met: yield f'{r} ({version or "not installed"})'
 
 def _packages():
     if missing := '; '.join(_unmet()): raise RuntimeError(f'{missing}. Run `make install`, or `pip install -e .`')
     return ', '.join(f'{name} {version}' for name, version in package_versions().items())
 
 def _kenlm():
-    with tempfile.TemporaryDirectory() as folder: load_language_model(estimate_arpa(['go on'], 2, Path(folder)/'lm.arpa'))
+    with tempfile.TemporaryDirectory() as folder:
+        load_language_model(estimate_arpa(['go on'], 2, Path(folder)/'lm.arpa'))
     return 'an ARPA file estimated and loaded'
 
 def _compiler():
@@ -65,7 +67,8 @@ CHECKS = [('packages', True, _packages), ('KenLM', False, _kenlm), ('C++ compile
 def doctor() -> bool: # whether everything that is needed is there
     "Print the report; nothing in it names a user or a folder"
     git, missing = git_state(), 0
-    lines = [f'self_distill {self_distill.__version__}, revision {git.revision or "unknown"}{" with changes"*bool(git.dirty)}, '
+    changes = ' with changes' if git.dirty else ''
+    lines = [f'self_distill {self_distill.__version__}, revision {git.revision or "unknown"}{changes}, '
              f'{platform.system()} {platform.machine()}']
     for subject, needed, look in CHECKS:
         try: state, text = 'ok', look()

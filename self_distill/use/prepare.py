@@ -51,8 +51,9 @@ def speech_lines(corpus: Corpus) -> list: # of str
     ends = ', '.join(f'{i} ({v:.1f})' for part in (pace[:3], pace[:-4:-1]) for i, v in part.items())
     rates = ((Path(p).suffix, audio_header(p)[1]) for p in corpus.manifest.path)
     files = Counter(f'{suffix} of {rate:.0f} Hz' if rate == rate else suffix for suffix, rate in rates)
-    some = [f'transcripts: {(train != "").sum()} of {len(train)} training utterances have one'] if (train == '').any() else []
-    return [_range('seconds', corpus.manifest.duration), _range('words', spoken.text.str.split().str.len()), *some,
+    some = f'transcripts: {(train != "").sum()} of {len(train)} training utterances have one'
+    return [_range('seconds', corpus.manifest.duration), _range('words', spoken.text.str.split().str.len()),
+            *([some] if (train == '').any() else []),
             f'{_range("characters a second", pace)}; listen to the slowest and fastest: {ends}',
             'files: ' + ', '.join(f'{n} {kind}' for kind, n in files.most_common())]
 
@@ -125,12 +126,13 @@ def draw_corpus(corpus: Corpus):
     figure, ((lengths, speakers), (limit, tokens)) = plt.subplots(2, 2, figsize=(9, 5), layout='constrained')
     m = corpus.manifest.assign(characters=corpus.manifest.text.str.len(), minutes=corpus.manifest.duration/60)
     shades = {s: shade for s, shade in SHADES.items() if (m.split == s).any()}
-    lengths.hist([m.duration[m.split == s] for s in shades], 30, stacked=True, color=[*shades.values()], label=[*shades])
+    seconds = [m.duration[m.split == s] for s in shades]
+    lengths.hist(seconds, 30, stacked=True, color=[*shades.values()], label=[*shades])
     lengths.set(xlabel='seconds', ylabel='utterances')
     lengths.legend(frameon=False)
     by_speaker = m.pivot_table(index='speaker', columns='split', values='minutes', aggfunc='sum').fillna(0)[[*shades]]
     order = by_speaker.sum(axis=1).sort_values(ascending=False).index
-    by_speaker.loc[order[:300]].plot.bar(ax=speakers, stacked=True, width=0.9, color=shades, legend=False) # who speaks most
+    by_speaker.loc[order[:300]].plot.bar(ax=speakers, stacked=True, width=0.9, color=shades, legend=False)
     speakers.set(xlabel=f'speakers: {len(order)}', ylabel='minutes', xticks=[])
     for s in shades: limit.scatter('duration', 'characters', 4, shades[s], data=m[m.split == s], alpha=0.6, lw=0)
     if corpus.tokenizer.kind == 'character': limit.axline((0, 0), slope=25, ls='--', color='gray', lw=0.8)
@@ -161,7 +163,8 @@ class Prepared:
 # %% ../../nbs/7_use/18a_prepare.ipynb #prepare-look
 def look(config: Config) -> Prepared:
     "Read a corpus and time its model, without training"
-    lines = [f'{config.data.corpus}{f" ({config.data.path})" if config.data.path else ""}, as training would read it', '']
+    place = f' ({config.data.path})' if config.data.path else ''
+    lines = [f'{config.data.corpus}{place}, as training would read it', '']
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter('always', UserWarning)
         corpus, faults = faults_of(config)
