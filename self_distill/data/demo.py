@@ -200,7 +200,7 @@ def _run_apart(code):
     if done.returncode:
         *_, why = ('', *done.stderr.strip().splitlines())
         raise RuntimeError(f'the demo corpus could not be spoken (exit {done.returncode}): {why} '
-                           '(`self-distill doctor` tries eSpeak NG and the disk)')
+                           '(install espeakng-loader again, or make room on the disk)')
 
 # %% ../../nbs/2_data/03_demo.ipynb #speak-apart
 def _speak_apart(folder, utterances, seed):

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RATE', 'short_names', 'columns_of', 'gains', 'aligned_utterances', 'telling', 'data_url', 'sound', 'picture', 'track',
-           'posteriors_of', 'media_of', 'page_html', 'page_of', 'report']
+           'media_of', 'page_html', 'page_of', 'report']
 
 # %% ../../nbs/7_use/24a_report.ipynb #report-imports
-import base64, io, json, os, warnings
+import base64, io, json, os
 from pathlib import Path
 
 import numpy as np, soundfile, torch
@@ -17,13 +17,13 @@ import self_distill
 from ..train.checkpoint import CheckpointError, load_model
 from ..evaluate.compare import compare, pooled_counts
 from ..core.config_io import build_config
-from ..data.corpora import Corpus, load_corpus
+from ..data.corpora import load_corpus
 from ..data.feature_cache import file_kinds
 from ..data.features import read_audio
 from ..core.files import atomic_write, root_path
 from ..core.metrics import PARTS, word_pairs
 from ..evaluate.opened import compute_log_probs, data_settings
-from ..core.records import Record, find_decode
+from ..core.records import find_decode
 from ..evaluate.significance import bootstrap_interval
 
 # %% ../../nbs/7_use/24a_report.ipynb #report-short-names
@@ -33,27 +33,24 @@ def short_names(names: list) -> list:
     start, end = (len(os.path.commonprefix([w[::step] for w in words])) for step in (1, -1))
     return ['_'.join(w[start:len(w) - end]) or name for w, name in zip(words, names)] if len(names) > 1 else names
 
-# %% ../../nbs/7_use/24a_report.ipynb #report-column
-def _column(system, name, row, split):
-    "What the page shows of a system's decoder; row: of `Comparison.table`"
-    counts = pooled_counts(system, split, row.decoder)
-    interval, (*errors, words) = bootstrap_interval(counts), (int(counts[part].sum()) for part in PARTS)
-    each = [find_decode(r, split, row.decoder, system.checkpoint).settings for r in system.records]
-    settings = {k: v for k, v in each[0].items() if all(s.get(k) == v for s in each)}
-    return dict(name=name, system=system.name, decoder=row.decoder, runs=row.runs, wer=round(row.wer, 4),
-                low=round(interval.low, 4), high=round(interval.high, 4), unit=f'{interval.units} {interval.unit}',
-                cer=round(row.cer, 4), words=words, errors=errors, by_run=list(row.by_run),
-                settings=', '.join(f'{k} {v}' for k, v in settings.items()))
-
 # %% ../../nbs/7_use/24a_report.ipynb #report-columns
 def columns_of(systems: list, # of System
                split: str     # 'dev' or 'test'
               ) -> list:      # of dictionaries, a column each
     "Every system under each decoder that all its runs have, with its rates in percent"
-    tables = [list(compare([s], split).table.itertuples()) for s in systems]
-    several, names = max(map(len, tables)) > 1, short_names([s.name for s in systems])
-    return [_column(s, name + (f', {row.decoder}' if several else ''), row, split)
-            for s, name, table in zip(systems, names, tables) for row in table]
+    tables, found = [list(compare([s], split).table.itertuples()) for s in systems], []
+    for s, name, rows in zip(systems, short_names([s.name for s in systems]), tables):
+        for row in rows:
+            counts = pooled_counts(s, split, row.decoder)
+            interval, (*errors, words) = bootstrap_interval(counts), (int(counts[part].sum()) for part in PARTS)
+            each = [find_decode(r, split, row.decoder, s.checkpoint).settings.items() for r in s.records]
+            same = [f'{k} {v}' for k, v in each[0] if all((k, v) in settings for settings in each)]
+            found.append(dict(
+                name=name + (f', {row.decoder}' if max(map(len, tables)) > 1 else ''), system=s.name,
+                decoder=row.decoder, runs=row.runs, wer=round(row.wer, 4), low=round(interval.low, 4),
+                high=round(interval.high, 4), unit=f'{interval.units} {interval.unit}', cer=round(row.cer, 4),
+                words=words, errors=errors, by_run=list(row.by_run), settings=', '.join(same)))
+    return found
 
 # %% ../../nbs/7_use/24a_report.ipynb #report-gains
 def gains(systems: list, split: str # of System; 'dev' or 'test'
@@ -62,33 +59,25 @@ def gains(systems: list, split: str # of System; 'dev' or 'test'
     try: found = compare(systems, split)
     except ValueError as e: return {}, [f'No paired test: {e}.']
     notes = [n for n in found.notes if 'no interval' not in n] # here there is one
-    if len(systems) == 1: return {}, notes
-    tested = found.table.dropna(subset='p_value').itertuples()
-    return {(t.model, t.decoder): {name: round(getattr(t, k), 4) for name, k in dict(
-        points='improvement', low='improvement_low', high='improvement_high', relative='relative', p='p_value'
-    ).items()} for t in tested}, notes
-
-# %% ../../nbs/7_use/24a_report.ipynb #report-texts
-def _texts(k, system, decoder, split):
-    "(utterance, [column, run, aligned words]) of a column"
-    for r in system.records:
-        decode, spoken = find_decode(r, split, decoder, system.checkpoint), r.utterances[split]
-        run = f'seed {r.seed}' + ('' if r.fold is None else f', fold {r.fold}')
-        for u, pairs in zip(spoken, word_pairs([u.reference for u in spoken], decode.hypotheses)):
-            yield u, [k, run, [a if a == b else [a, b] for a, b in pairs]]
+    tested = found.table.dropna(subset='p_value').itertuples() if len(systems) > 1 else ()
+    names = dict(points='improvement', low='improvement_low', high='improvement_high', relative='relative', p='p_value')
+    return {(t.model, t.decoder): {k: round(getattr(t, name), 4) for k, name in names.items()} for t in tested}, notes
 
 # %% ../../nbs/7_use/24a_report.ipynb #report-utterances
 def aligned_utterances(systems: list, # of System
                        columns: list, # of `columns_of`
                        split: str     # 'dev' or 'test'
                       ) -> list:      # of dictionaries: id, speaker, seconds, reference, texts
-    "Every utterance of a split with all its texts, aligned to the reference"
+    "Every utterance of a split with all its texts: column, run, and the words aligned to the reference"
     found, by_name = {}, {s.name: s for s in systems}
-    for k, c in enumerate(columns):
-        for u, text in _texts(k, by_name[c['system']], c['decoder'], split):
-            reference = ' '.join(u.reference.split())
-            entry = dict(id=u.id, speaker=u.speaker, seconds=u.duration, reference=reference, texts=[])
-            found.setdefault((u.id, reference), entry)['texts'].append(text)
+    for k, s, c in [(k, by_name[c['system']], c) for k, c in enumerate(columns)]:
+        for r in s.records:
+            spoken, run = r.utterances[split], f'seed {r.seed}' + ('' if r.fold is None else f', fold {r.fold}')
+            texts = find_decode(r, split, c['decoder'], s.checkpoint).hypotheses
+            for u, pairs in zip(spoken, word_pairs([u.reference for u in spoken], texts)):
+                reference, words = ' '.join(u.reference.split()), [a if a == b else [a, b] for a, b in pairs]
+                entry = dict(id=u.id, speaker=u.speaker, seconds=u.duration, reference=reference, texts=[])
+                found.setdefault((u.id, reference), entry)['texts'].append([k, run, words])
     return list(found.values())
 
 # %% ../../nbs/7_use/24a_report.ipynb #report-telling
@@ -140,63 +129,25 @@ def track(name: str,                 # of the system
     return dict(name=name, frames=len(percent),
                 tokens=[[tokens[v] if v else '', percent[:, v].tolist()] for v in shown])
 
-# %% ../../nbs/7_use/24a_report.ipynb #report-posteriors
-def _recorded_posteriors(record, checkpoint):
-    "Utterance → (T', V), as the record has them: those of the best checkpoint"
-    if checkpoint != 'best': return {}, []
-    held = {k.removeprefix('posterior/'): a.numpy() for k, a in record.arrays.items() if k.startswith('posterior/')}
-    return held, record.arrays['posterior_tokens'].values if held else []
-
-def _model_of(record, checkpoint):
-    "A recorded checkpoint, loaded; None where it is not here, or damaged"
+# %% ../../nbs/7_use/24a_report.ipynb #report-open
+def _open(record, checkpoint, overrides, opened):
+    "A recorded model (None: it is not here), and its corpus, opened once"
     config = build_config(record.config, record.run)
     runs = config.run, config.run.rpartition('_on_')[0] # a decoding of another corpus is named after both
     files = [root_path(config.checkpoints.folder)/run/f'checkpoint_{checkpoint}.pt' for run in runs if run]
-    file = next(filter(Path.is_file, files), None)
-    try: return file and load_model(file)
-    except CheckpointError as e: warnings.warn(f'{e}; the page is made without this model')
-
-def posteriors_of(record: Record,
-                  checkpoint: str,       # 'best', 'epoch_070', …
-                  split: str,            # 'dev' or 'test'
-                  corpus: Corpus | None  # None: not readable here
-                 ) -> tuple:             # utterance → (T', V) probabilities, and tokens
-    "Posteriors of a run, from its checkpoint where it is here, or from the record"
-    loaded = corpus and _model_of(record, checkpoint)
-    if not loaded: return _recorded_posteriors(record, checkpoint)
-    decode = next(d for d in record.decodes if (d.split, d.checkpoint) == (split, checkpoint))
-    if loaded.weights_sha256 != decode.weights_sha256: return _recorded_posteriors(record, checkpoint)
-    found = compute_log_probs(loaded, corpus, split, cache=loaded.config.data.cache)
-    return {i: np.exp(x) for i, x in zip(found.ids, found.log_probs)}, loaded.tokenizer.tokens
-
-# %% ../../nbs/7_use/24a_report.ipynb #report-open
-def _open(record, checkpoint, overrides, opened):
-    "The corpus of a record, opened once, with the tokens of its model where that is here"
-    config = build_config(record.config, record.run)
-    data = data_settings(config, overrides)
-    loaded = _model_of(record, checkpoint)
-    tokenizer = loaded and loaded.tokenizer
-    key = repr((data, config.text, config.features, tokenizer))
-    if key not in opened: opened[key] = load_corpus(data, config.text, config.features, tokenizer)
-    return opened[key]
-
-def _sound_and_picture(row, corpus):
-    "What can be heard and seen of a row"
-    heard = dict(audio=sound(row.path)) if 'log_mel' in file_kinds(row.path) else {}
-    return heard | dict(picture=picture(corpus.read(row), corpus.frequency_axis))
-
-# %% ../../nbs/7_use/24a_report.ipynb #report-one-run
-def _add_run(found, system, name, record, split, corpus):
-    "Put sound, pictures and posteriors of a run into `found`: (id, reference) → media"
-    rows = {} if corpus is None else {(r.id, r.text): r for r in corpus.rows(split).itertuples()}
-    probabilities, tokens = posteriors_of(record, system.checkpoint, split, corpus)
-    for key in {(u.id, ' '.join(u.reference.split())) for u in record.utterances[split]} & set(found):
-        media, drawn = found[key], {t['name'] for t in found[key].get('posteriors', [])}
-        if key in rows and 'picture' not in media: media |= _sound_and_picture(rows[key], corpus)
-        if key[0] in probabilities and name not in drawn:
-            media.setdefault('posteriors', []).append(track(name, probabilities[key[0]], tokens))
+    loaded = next((load_model(file) for file in files if file.is_file()), None)
+    wanted = data_settings(config, overrides), config.text, config.features, loaded and loaded.tokenizer
+    if repr(wanted) not in opened: opened[repr(wanted)] = load_corpus(*wanted)
+    return loaded, opened[repr(wanted)]
 
 # %% ../../nbs/7_use/24a_report.ipynb #report-media
+def _posteriors(record, checkpoint, split, loaded, corpus):
+    "Utterance → (T', V) probabilities, if the weights are those that were decoded"
+    decoded = next(d for d in record.decodes if (d.split, d.checkpoint) == (split, checkpoint)).weights_sha256
+    if not loaded or loaded.weights_sha256 != decoded: return {}
+    found = compute_log_probs(loaded, corpus, split, cache=loaded.config.data.cache)
+    return dict(zip(found.ids, map(np.exp, found.log_probs)))
+
 def media_of(utterances: list, # those to hear and see
              systems: list,    # of System
              split: str,       # 'dev' or 'test'
@@ -204,15 +155,22 @@ def media_of(utterances: list, # those to hear and see
             ) -> tuple:        # (id, reference) → audio, picture, posteriors; what the picture shows; sentences
     "Sound, spectrogram and posteriors of some utterances, as far as they are here"
     found, opened, faults, shows = {(u['id'], u['reference']): {} for u in utterances}, {}, {}, ''
-    for s, name in zip(systems, short_names([s.name for s in systems])):
-        for r in s.records:
-            try: corpus = _open(r, s.checkpoint, overrides, opened)
-            except (ValueError, OSError) as e:
-                if overrides: raise
-                faults.setdefault(str(e), []).append(r.run)
-                corpus = None
-            _add_run(found, s, name, r, split, corpus)
-            if corpus: shows = f'{corpus.input_size} {"log-mel bins" if corpus.frequency_axis else "features"} a frame'
+    names = short_names([s.name for s in systems])
+    for s, name, r in [(s, name, r) for s, name in zip(systems, names) for r in s.records]:
+        try: loaded, corpus = _open(r, s.checkpoint, overrides, opened)
+        except (ValueError, OSError, CheckpointError) as e:
+            if overrides: raise
+            faults.setdefault(str(e), []).append(r.run)
+            continue
+        shows = f'{corpus.input_size} {"log-mel bins" if corpus.frequency_axis else "features"} a frame'
+        probabilities = _posteriors(r, s.checkpoint, split, loaded, corpus)
+        for row in corpus.rows(split).itertuples():
+            if (media := found.get((row.id, row.text))) is None: continue
+            if 'log_mel' in file_kinds(row.path) and 'audio' not in media: media['audio'] = sound(row.path)
+            if 'picture' not in media: media['picture'] = picture(corpus.read(row), corpus.frequency_axis)
+            if row.id in probabilities and name not in [t['name'] for t in media.get('posteriors', ())]:
+                drawn = track(name, probabilities[row.id], loaded.tokenizer.tokens)
+                media.setdefault('posteriors', []).append(drawn)
     notes = [f'No sound and no spectrogram of {", ".join(runs)}: {fault}.' for fault, runs in faults.items()]
     return {key: m for key, m in found.items() if m}, shows, notes
 
@@ -223,14 +181,6 @@ def page_html(page: dict # of `page_of`
     text = json.dumps(page, ensure_ascii=False, separators=(',', ':'), allow_nan=False)
     for sign in '<>&\u2028\u2029': text = text.replace(sign, f'\\u{ord(sign):04x}')
     return (Path(self_distill.__file__).parent/'use/report.html').read_text('utf-8').replace('>$data<', f'>{text}<')
-
-# %% ../../nbs/7_use/24a_report.ipynb #report-about
-def _about(systems, split, utterances):
-    "What the page is about, in a line"
-    speakers, words = len({u['speaker'] for u in utterances}), sum(len(u['reference'].split()) for u in utterances)
-    corpora = ', '.join(dict.fromkeys(r.corpus for s in systems for r in s.records))
-    said = f'{sum(u["seconds"] for u in utterances)/60:.1f} minutes, {speakers} speaker{"s" if speakers > 1 else ""}'
-    return f'{corpora}, {split}: {len(utterances)} utterances, {words} words, {said}'
 
 # %% ../../nbs/7_use/24a_report.ipynb #report-page
 def page_of(systems: list, # of System
@@ -243,9 +193,12 @@ def page_of(systems: list, # of System
     utterances = aligned_utterances(systems, columns, split)
     media, shows, missing = media_of([utterances[k] for k in telling(utterances, most)], systems, split, overrides)
     if split == 'test': notes = ['A test set is for the end: choose nothing by what is seen here.', *notes]
-    return dict(title=', '.join(short_names([s.name for s in systems])), about=_about(systems, split, utterances),
-                notes=notes + missing, picture=shows, audio=any('audio' in m for m in media.values()),
-                utterances=utterances,
+    corpora = ', '.join(dict.fromkeys(r.corpus for s in systems for r in s.records))
+    words, minutes = sum(len(u['reference'].split()) for u in utterances), sum(u['seconds'] for u in utterances)/60
+    about = (f'{corpora}, {split}: {len(utterances)} utterances, {words} words, {minutes:.1f} minutes, '
+             f'{len({u["speaker"] for u in utterances})} speakers')
+    return dict(title=', '.join(short_names([s.name for s in systems])), about=about, notes=notes + missing,
+                picture=shows, audio=any('audio' in m for m in media.values()), utterances=utterances,
                 columns=[c | dict(gain=tests.get((c['system'], c['decoder']))) for c in columns],
                 media={k: m for k, u in enumerate(utterances) if (m := media.get((u['id'], u['reference'])))})
 
@@ -261,8 +214,7 @@ def report(systems: list, # of System
     name = '_'.join(dict.fromkeys((systems[0].name, systems[-1].name)))
     path = root_path(output or f'runs/report/{name}_{split}.html')
     with atomic_write(path, durable=False) as file: file.write(page_html(page))
-    count = lambda what: sum(what in m for m in page['media'].values())
-    print(f'{path}\n{len(page["utterances"])} utterances, {count("audio")} with sound, '
-          f'{count("picture")} with a spectrogram, {count("posteriors")} with posteriors; '
-          f'{path.stat().st_size/2**20:.1f} MiB', *page['notes'], sep='\n')
+    heard, seen, drawn = (sum(kind in m for m in page['media'].values()) for kind in ('audio', 'picture', 'posteriors'))
+    print(f'{path}\n{len(page["utterances"])} utterances, {heard} with sound, {seen} with a spectrogram, '
+          f'{drawn} with posteriors; {path.stat().st_size/2**20:.1f} MiB', *page['notes'], sep='\n')
     return path
