@@ -8,7 +8,7 @@ from self_distill.core.environment import Device, Git
 from self_distill.study.figure_arrays import figure_arrays
 from self_distill.core.files import atomic_write
 from self_distill.core.metrics import PARTS, errors_of
-from self_distill.evaluate.opened import LogProbs
+from self_distill.evaluate.session import LogProbs
 from self_distill.study.plan import load_plan
 from self_distill.core.records import Record, Search, Teacher, make_array, make_decode, new_record, record_text, utterances_of
 from self_distill.train.schedule import temperature_at

@@ -11,7 +11,7 @@ from self_distill.use.cli import _plan_with, main, named_systems
 from self_distill.core.config_io import config_hash
 from self_distill.core.ledger import read_ledger
 from self_distill.decode.ngrams import estimate_arpa
-from self_distill.evaluate.opened import log_probs_of
+from self_distill.evaluate.session import log_probs_of
 from self_distill.study.plan import load_plan
 from self_distill.train.pseudo_labels import labels_path
 from self_distill.core.records import find_decode, read_record
@@ -186,7 +186,7 @@ def test_export(say, root, refuses, monkeypatch):
     (('evaluate', '--checkpoint', 'pictures.csv'), 'not a checkpoint'),
     (('evaluate', '--checkpoint', BEST, '--split', 'tset'), 'choose train, dev, test'),
     (('evaluate', '--checkpoint', BEST, '--device', 'gpu'), 'choose auto'),
-    (('evaluate', '--checkpoint', BEST, 'model.num_layers=2'), 'only data.… can be set here'),
+    (('evaluate', '--checkpoint', BEST, 'model.num_layers=2'), 'only data.… and run=… can be set'),
     (('evaluate', '--checkpoint', BEST, 'data.pth=x'), 'nearest valid key is `data.path`'),
     (('evaluate', '--checkpoint', BEST, 'data.path=nowhere.csv'), 'no such folder or file'),
     (('evaluate', '--checkpoint', BEST, '--checkpoint', BEST), 'given twice'),
@@ -242,12 +242,12 @@ def test_other_weights_are_not_decoded_into_the_record_of_a_training(refuses, ro
     shutil.copy(root/'models/pictures/checkpoint_epoch_001.pt', root/'models/again/checkpoint_best.pt')
     before = (root/'results/pictures.json').read_bytes()
     said = refuses('evaluate-beam', '--checkpoint', 'models/again/checkpoint_best.pt')
-    assert 'pictures: its record is of other weights than' in said and 'move results/pictures.json away' in said
+    assert 'pictures.json: is of another run than' in said and 'its weights are others' in said and 'move the record away' in said
     assert (root/'results/pictures.json').read_bytes() == before
 
 # as a process, from another folder
 
-SMALL_GRID = 'import functools, self_distill.evaluate.evaluate as e; e.SearchedBeam = functools.partial(e.SearchedBeam, (0.5,), (1.5,), (5,))'
+SMALL_GRID = 'import self_distill.evaluate.evaluate as e; e.GRID = dict(lm_weights=(0.5,), word_bonuses=(1.5,), beam_widths=(5,))'
 
 def process(root, *words, first=''): # `first`: Python to run before
     command = [sys.executable, '-c', f'{first}\nfrom self_distill.use.cli import main; main()', *words]

@@ -12,7 +12,7 @@ from self_distill.data.corpora import load_corpus
 from self_distill.evaluate.evaluate import evaluate
 from self_distill.data.formats import recognize
 from self_distill.data.manifest import SPLITS
-from self_distill.core.records import read_record
+from self_distill.core.records import RecordError, read_record
 from self_distill.train.training import train
 
 TEXTS = dict(train=['go on', 'stop', 'go', 'on on'], dev=['stop go'], test=['on'])
@@ -166,13 +166,16 @@ def test_a_model_is_evaluated_on_a_corpus_it_has_never_seen(root):
         changed(root, [('new-train-0', 'test'), ('new-test-0', 'test')])
         evaluate(best, 'test', overrides=another, why='test', show=False)
         [other] = [n for n in names() if n != 'form']
-        assert other.startswith('form_on_other_') and len(read_record(f'results/{other}.json').utterances['test']) == 2
+        assert other == 'form_on_other' and len(read_record(f'results/{other}.json').utterances['test']) == 2
         evaluate(best, 'test', overrides=another, why='test', show=False) # again: the same record
         changed(root, [('new-train-0', 'test')])
-        evaluate(best, 'test', overrides=another, why='test', show=False) # other contents under the same name
-        assert len(names()) == 3 and 'form' in names()
+        with pytest.raises(RecordError, match='which are not the 1 that manifest has now.*run='): evaluate(best, 'test', overrides=another)
+        another += ['run=calls'] # other contents under the same name
+        evaluate(best, 'test', overrides=another, why='test', show=False)
+        assert names() == ['calls', 'form', 'form_on_other']
         with pytest.raises(ValueError, match="manifest: split 'dev' holds no utterance"): evaluate(best, 'dev', overrides=another)
         changed(root, [('new-train-0', 'test'), ('train-1', 'test')])
+        another[-1] = 'run=more'
         with pytest.raises(ValueError, match=r'has heard 1 test utterances \(train-1\) of manifest'): evaluate(best, 'test', overrides=another)
         write(root/'other.csv', ['path,text,split', 'audio/new-train-0.wav,größe,test'])
         with pytest.raises(ValueError, match=r"'audio/new-train-0': 'ß'.*'ö'.*outside the vocabulary"): evaluate(best, 'test', overrides=another)

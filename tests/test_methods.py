@@ -17,7 +17,7 @@ from self_distill.data.corpora import load_corpus
 from self_distill.evaluate.evaluate import evaluate
 from self_distill.decode.language_model import training_sentences
 from self_distill.train.learner import TrainingError
-from self_distill.evaluate.opened import open_for_evaluation
+from self_distill.evaluate.session import open_session
 from self_distill.train.trainer import Trainer
 from self_distill.train.training import train
 
@@ -107,9 +107,9 @@ def test_recordings_without_transcripts_are_heard_by_a_student_alone(shared_cach
     teacher = short(shared_cache, 'quarter', {}); teacher.data.transcribed = 0.25
     train(teacher)
     assert 'nothing but transcripts teaches this run' in capsys.readouterr().out
-    for named, run in ((), 'quarter'), (('data.corpus=demo',), 'quarter'), (('data.transcribed=1.0',), 'quarter_on_demo_transcribed1.0'): # which a language model would read
-        opened = open_for_evaluation('models/quarter/checkpoint_best.pt', named)
-        assert opened.record.run == run and (opened.corpus.rows('train').text == '').any() == (run == 'quarter')
+    for named, run in ((), 'quarter'), (('data.corpus=demo',), 'quarter'), (('data.transcribed=1.0',), 'quarter_on_demo'): # which a language model would read
+        session = open_session('models/quarter/checkpoint_best.pt', named)
+        assert session.record.run == run and (session.corpus.rows('train').text == '').any() == (run == 'quarter')
     student = short(shared_cache, 'student', dict(teacher=dict(checkpoint='models/quarter/checkpoint_best.pt'))); student.data.transcribed = 0.25
     alone, taught = Trainer(teacher), Trainer(student)
     assert 0 < len(alone.train_set) < len(taught.train_set)/3 and (alone.train_set.rows.text != '').all()

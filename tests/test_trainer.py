@@ -7,7 +7,7 @@ from conftest import ROOT, environment
 from self_distill.data.pictures import picture_config, write_pictures
 from test_torture import TRAINING, settings
 
-from self_distill.evaluate import ensemble, opened
+from self_distill.evaluate import ensemble, session
 from self_distill.core import environment as machine
 from self_distill.train import learner, teacher, trainer
 from self_distill.data.batches import UtteranceDataset, epoch_batches, frame_batches
@@ -270,24 +270,22 @@ def test_the_teachers_wer_is_that_of_its_weights(copy, shared_cache, root):
 # the record of a run, and other data than the run's own
 
 def test_another_demo_corpus_is_not_the_runs_own_test_set(copy, root):
-    loaded = load_model(BEST)
-    record = opened.open_record(loaded, replace(loaded.config.data, utterances=32, seed=1))
-    assert (record.run, record.kind) == ('short_on_demo_utterances32_seed1', 'decoding')
-    assert opened.Opened(loaded, None, None, 'results', record).elsewhere
+    other = session.open_session(BEST, ['data.utterances=32', 'data.seed=1'])
+    assert (other.record.run, other.record.kind) == ('short_on_demo', 'decoding') and other.elsewhere
 
 def test_other_utterances_are_not_the_runs_own_test_set(copy, root, monkeypatch):
-    load = opened.load_corpus
-    def changed(change): monkeypatch.setattr(opened, 'load_corpus', lambda *a: (c := load(*a)) and replace(c, manifest=change(c.manifest)))
-    for change, what in ((lambda m: m[m.id != 'dev-0001'], r'6 dev utterances, which are not the 5 that demo has now: 1 are gone \(dev-0001\)'),
-                         (lambda m: m.assign(id=m.id.str.replace('dev-0001', 'dev-01')), r'1 are gone \(dev-0001\); 1 are new \(dev-01\)'),
-                         (lambda m: m.assign(speaker='s'), 'speaker of dev-0000 .*, now'),
-                         (lambda m: m[::-1], 'another order')):
+    load = session.load_corpus
+    def changed(change): monkeypatch.setattr(session, 'load_corpus', lambda *a: (c := load(*a)) and replace(c, manifest=change(c.manifest)))
+    for change, what in ((lambda m: m[m.id != 'dev-0001'], r'6 dev utterances, which are not the 5 that demo has now: the first that differs was \(id=.dev-0001.*\), is \(id=.dev-0002'),
+                         (lambda m: m.assign(id=m.id.str.replace('dev-0001', 'dev-01')), r'was \(id=.dev-0001.*\), is \(id=.dev-01.'),
+                         (lambda m: m.assign(speaker='s'), 'is \\(id=.dev-0000. speaker=.s.'),
+                         (lambda m: m[::-1], 'is \\(id=.dev-0005')):
         changed(change)
         with pytest.raises(RecordError, match=rf'short: its record lists .*{what}.*Set data\.path to the corpus'): evaluate(BEST, 'test')
     changed(lambda m: m[m.id != 'test-0001'])
     assert len(evaluate(BEST, 'test').utterances['test']) == 5 and (root/'results/test_ledger.jsonl').read_text().count('\n') == 1
     changed(lambda m: m)
-    with pytest.raises(RecordError, match=r'lists 5 test utterances, which are not the 6 that demo has now: 1 are new \(test-0001\)'): evaluate(BEST, 'dev')
+    with pytest.raises(RecordError, match=r'lists 5 test utterances, which are not the 6 that demo has now: .*, is \(id=.test-0001'): evaluate(BEST, 'dev')
 
 def test_a_target_is_met_or_missed(copy, capsys):
     payload, best = load_checkpoint(BEST), copy.parent/'checkpoint_best.pt'

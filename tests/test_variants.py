@@ -10,14 +10,14 @@ from self_distill.train.checkpoint import CheckpointError, load_checkpoint, load
 from self_distill.core.config import ModelConfig
 from self_distill.evaluate.ensemble import _ensemble_path, load_ensemble, open_model
 from self_distill.evaluate.ensemble_table import average_weights, evaluate_ensemble
-from self_distill.evaluate.evaluate import Beam, Greedy, SearchedBeam, evaluate, search, search_table
+from self_distill.evaluate.evaluate import Beam, Greedy, evaluate, search, search_table
 from self_distill.core.files import file_sha256
 from self_distill.decode.language_model import language_model_for
 from self_distill.core.ledger import read_ledger
 from self_distill.train.loss import hard_loss
 from self_distill.train.model import BiLSTMCTC, build_model, count_parameters
 from self_distill.decode.ngrams import estimate_arpa, ngram_order
-from self_distill.evaluate.opened import open_corpus, open_record
+from self_distill.evaluate.session import open_corpus, open_record
 from self_distill.core.records import RecordError, find_decode, read_record, record_path
 from self_distill.train.training import train
 
@@ -184,7 +184,7 @@ def beam_settings(checkpoint, folder, **given): return find_decode(evaluate(chec
 def test_given_before_searched_before_default(root, results):
     def settings(**given): return [beam_settings(EPOCHS[1], results, **given)[k] for k in ('lm_weight', 'word_bonus', 'beam_width')]
     assert settings() == [0.9, 1.5, 10]
-    search(EPOCHS[1], SearchedBeam([0.3], [0.5], [7]), folder=results)
+    search(EPOCHS[1], folder=results, lm_weights=[0.3], word_bonuses=[0.5], beam_widths=[7])
     assert settings() == [0.3, 0.5, 7] and settings(lm_weight=0.0) == [0.0, 0.5, 7]
     other = estimate_arpa(['the sea is sad'], 2, root/'other.arpa')
     assert settings(language_model=str(other)) == [0.9, 1.5, 10]  # the search was made with another language model
@@ -194,11 +194,11 @@ def test_a_mistyped_decoder_reads_no_test_set(root, results):
     assert not Path(f'{results}/test_ledger.jsonl').exists()
 
 def test_a_search_is_in_the_record(root, results):
-    found = search(EPOCHS, SearchedBeam([0.2, 0.9], [0.0, 3.0], [5]), folder=results)
+    found = search(EPOCHS, folder=results, lm_weights=[0.2, 0.9], word_bonuses=[0.0, 3.0], beam_widths=[5])
     record = read_record(record_path('pictures', results))
     table = search_table(record, 'ensemble_004_005_006')
     assert len(table) == 4 and found == record.searches[0] and table.wer.min() == table[(table.lm_weight == found.lm_weight) & (table.word_bonus == found.word_bonus)].wer.item()
-    search(EPOCHS, SearchedBeam([0.5], [0.0], [5]), folder=results)
+    search(EPOCHS, folder=results, lm_weights=[0.5], word_bonuses=[0.0], beam_widths=[5])
     record = read_record(record_path('pictures', results))
     assert len(search_table(record, 'ensemble_004_005_006')) == 1
     with pytest.raises(RecordError, match='no search of checkpoint best'): search_table(record)
@@ -240,10 +240,11 @@ def test_a_language_model_of_other_training_texts_is_noted(root, results):
     assert not any('language model' in note for note in notes(Greedy()))
     assert any('language model is of training texts that changed' in note for note in notes(Beam()))
 
-def test_an_earlier_beam_by_hand_is_not_the_default(root, results):
-    for decoder, weight in ((Beam(lm_weight=0.3), 0.3), (Beam(), 0.9)):
+def test_a_beam_with_other_values_is_decoded_again(root, results):
+    for decoder, weight in ((Beam(lm_weight=0.3), 0.3), (Beam(), 0.3), (Beam(lm_weight=0.9), 0.9), (Beam(language_model=str(estimate_arpa(['sea'], 2, root/'sea.arpa'))), 0.9)):
         record = evaluate(BEST, 'dev', (decoder,), folder=results, again=False)
         assert find_decode(record, 'dev', 'beam').settings['lm_weight'] == weight
+    assert find_decode(record, 'dev', 'beam').settings['language_model'] == 'sea.arpa'
 
 def test_an_ensemble_of_long_names_has_a_short_one():
     members = [SimpleNamespace(config=SimpleNamespace(run=f'{"a_long_name_" * 4}{k}'), path=Path(f'models/{k}/checkpoint_best.pt')) for k in range(4)]

@@ -19,7 +19,7 @@ from ..core.files import root_path
 from ..train.greedy import greedy_ids, greedy_texts, text_of
 from ..core.metrics import count_errors, error_rate
 from ..train.model import count_parameters
-from .opened import Opened, compute_log_probs, data_settings, open_corpus, open_for_evaluation
+from .session import Session, compute_log_probs, data_settings, open_corpus, open_session
 from ..core.records import find_decode
 
 # %% ../../nbs/5_evaluate/23c_ensemble_table.ipynb #average-weights
@@ -45,14 +45,12 @@ class Likeliest:
     members: list # of `LoadedModel`
     split: str
     name: str = 'likeliest'
-    searches = ()
+    wanted = {}
 
-    def open(self, opened: Opened):
-        found = [compute_log_probs(m, opened.corpus, self.split, cache=opened.data.cache).log_probs for m in self.members]
+    def open(self, session: Session):
+        found = [compute_log_probs(m, session.corpus, self.split, cache=session.data.cache).log_probs for m in self.members]
         labels = [[greedy_ids(torch.from_numpy(x)[None], [len(x)])[0] for x in arrays] for arrays in found]
-        return lambda _: [text_of(ids, opened.loaded.tokenizer) for ids in likeliest(labels, found)], {}
-
-    def made(self, settings: dict) -> bool: return True
+        return lambda _: [text_of(ids, session.loaded.tokenizer) for ids in likeliest(labels, found)], {}
 
 def _kinds(checkpoints, split, overrides, device, folder):
     "What an ensemble's table compares: (kind, model, decoder)"
@@ -60,7 +58,7 @@ def _kinds(checkpoints, split, overrides, device, folder):
     if split != 'test': yield from (('member', m, Greedy()) for m in members)
     yield 'mean of probabilities', ensemble, Greedy()
     if len({m.config.run for m in members}) > 1: yield 'likeliest transcript', ensemble, Likeliest(members, split)
-    elif open_for_evaluation(checkpoints[0], overrides, device, folder).elsewhere: # its dev says nothing of the run
+    elif open_session(checkpoints[0], overrides, device, folder).elsewhere: # its dev says nothing of the run
         yield 'mean of weights', load_average(checkpoints, device), Greedy()
     else: yield 'mean of weights', open_model(average_weights(checkpoints, None, overrides, str(device)), device), Greedy()
 

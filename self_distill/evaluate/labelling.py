@@ -12,31 +12,31 @@ from dataclasses import replace
 from fastcore.basics import chunked
 
 from ..train.checkpoint import CheckpointError
-from .evaluate import SearchedBeam, settings_text
+from .evaluate import Beam, settings_text
 from ..train.model import count_parameters
-from .opened import compute_log_probs, open_for_evaluation
+from .session import compute_log_probs, open_session
 from ..train.pseudo_labels import read_labels, untranscribed, write_labels
 
 # %% ../../nbs/5_evaluate/23e_labelling.ipynb #pseudo-label
 def pseudo_label(checkpoint: str,          # the teacher's file
-                 decoder=SearchedBeam(),   # or `Greedy()`, `Beam(…)`
+                 decoder=Beam(search=True), # or `Greedy()`, `Beam(…)`
                  overrides=(),             # where the corpus is: 'data.path=…'
                  device: str = 'auto',
                  folder='results'          # of records, where the search is kept
                 ) -> dict:                 # utterance id → transcript
     "Write a transcript for every training utterance without one; ValueError where there is none"
-    opened = open_for_evaluation(checkpoint, overrides, device, folder)
-    silent = untranscribed(opened.corpus)
-    if not len(silent.manifest): raise ValueError(f'{opened.corpus.name}: every training utterance has a transcript; leave the text '
+    session = open_session(checkpoint, overrides, device, folder)
+    silent = untranscribed(session.corpus)
+    if not len(silent.manifest): raise ValueError(f'{session.corpus.name}: every training utterance has a transcript; leave the text '
                                     'of others empty, or set data.transcribed')
     labels = {}
-    transcribe, settings = decoder.open(opened)
+    transcribe, settings = decoder.open(session)
     for rows in chunked(silent.manifest.index, 2000): # that many are in memory
         block = replace(silent, manifest=silent.manifest.loc[rows])
-        outputs = compute_log_probs(opened.loaded, block, 'train', cache=opened.data.cache)
+        outputs = compute_log_probs(session.loaded, block, 'train', cache=session.data.cache)
         labels |= zip(outputs.ids, transcribe(outputs.log_probs))
-    path = write_labels(checkpoint, opened.loaded.weights_sha256, silent, labels, settings)
-    like_large = opened.loaded.config.text.alphabet == 'train' and count_parameters(opened.loaded.model) > 5e6
+    path = write_labels(checkpoint, session.loaded.weights_sha256, silent, labels, settings)
+    like_large = session.loaded.config.text.alphabet == 'train' and count_parameters(session.loaded.model) > 5e6
     student = 'few_transcripts' + '_large' * like_large
     print(f'{len(labels)} transcripts are written ({settings_text(settings) if settings else "greedy"}): {path}\n'
           f'Next: self-distill train --config configs/{student}.yaml teacher.checkpoint={checkpoint} …')

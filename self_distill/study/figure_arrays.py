@@ -9,7 +9,7 @@ __all__ = ['TEMPERATURES', 'softened_entropy', 'shown_utterance', 'figure_arrays
 import numpy as np
 from scipy.special import log_softmax
 
-from ..evaluate.opened import LogProbs, compute_log_probs, open_for_evaluation
+from ..evaluate.session import LogProbs, compute_log_probs, open_session
 from ..core.records import Array, Record, changed, make_array
 
 # %% ../../nbs/6_study/23d_figure_arrays.ipynb #softened-entropy
@@ -52,8 +52,8 @@ def add_figure_arrays(checkpoint,      # file or `LoadedModel`
                       folder='results' # of records
                      ) -> Record:
     "Write what the thesis figures need of a model's outputs on dev into its record"
-    opened = open_for_evaluation(checkpoint, overrides, device, folder)
-    dev = compute_log_probs(opened.loaded, opened.corpus, 'dev', cache=opened.data.cache)
-    arrays = figure_arrays(dev, opened.loaded.tokenizer.tokens)
-    opened.keep(lambda record: changed(record, arrays=record.arrays | arrays))
-    return opened.record
+    session = open_session(checkpoint, overrides, device, folder)
+    dev = compute_log_probs(session.loaded, session.corpus, 'dev', cache=session.data.cache)
+    arrays = figure_arrays(dev, session.loaded.tokenizer.tokens)
+    session.keep(lambda record: changed(record, arrays=record.arrays | arrays))
+    return session.record

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ..decode.beam_search import WIDEST
 from ..core.config import Config, at_most
 from ..core.config_io import apply_override, config_file, differences, dotted, load_config, read_config_file
-from ..evaluate.evaluate import DEFAULTS, Beam, Greedy, SearchedBeam, check_decoder_name
+from ..evaluate.evaluate import DEFAULTS, Beam, Greedy, check_decoder_name
 from ..core.files import root_path
 
 # %% ../../nbs/6_study/25_plan.ipynb #part
@@ -200,7 +200,7 @@ def _decoder(name, search):
     "The decoder that an entry of `decoders` means"
     given = search.model_dump(include=set(DEFAULTS), exclude_none=True)
     language_model = dict(order=search.order, extra_text=tuple(search.extra_text))
-    return Beam(name=name, **language_model, **DEFAULTS | given) if given else SearchedBeam(name=name, **language_model)
+    return Beam(name=name, **language_model, **(DEFAULTS | given if given else dict(search=True)))
 
 # %% ../../nbs/6_study/25_plan.ipynb #make-run
 def planned_run(plan: Plan,

@@ -122,7 +122,7 @@ def search(checkpoint: Checkpoints, data: Data = None, lm_weights: _grid('lm_wei
     room = _room('evaluate.evaluate')
     given = dict(lm_weights=lm_weights, word_bonuses=word_bonuses, beam_widths=beam_widths)
     grid = {name: _numbers(text, int if name == 'beam_widths' else float) for name, text in given.items() if text}
-    room.search(checkpoint, room.SearchedBeam(**grid, language_model=language_model, engine=engine), data or [], device)
+    room.search(checkpoint, room.Beam(language_model=language_model, engine=engine), data or [], device, **grid)
 
 # %% ../../nbs/7_use/29_cli.ipynb #lm
 @app.command()
@@ -161,7 +161,7 @@ Teacher = Annotated[str, _option('checkpoint', 'the teacher, models/<run>/checkp
 def pseudo_label(checkpoint: Teacher, data: Data = None, language_model: LanguageModel = None, engine: Engine = 'auto',
                  device: Device = 'auto'):
     "Write the training transcripts that are missing, for a student."
-    decoder = _room('evaluate.evaluate').SearchedBeam(language_model=language_model, engine=engine)
+    decoder = _room('evaluate.evaluate').Beam(search=True, language_model=language_model, engine=engine)
     _room('evaluate.labelling').pseudo_label(checkpoint, decoder, data or [], device)
 
 # %% ../../nbs/7_use/29_cli.ipynb #transcribe-options

@@ -22,7 +22,7 @@ from ..data.feature_cache import file_kinds
 from ..data.features import read_audio
 from ..core.files import atomic_write, root_path
 from ..core.metrics import PARTS, word_pairs
-from ..evaluate.opened import compute_log_probs, data_settings
+from ..evaluate.session import compute_log_probs, data_settings
 from ..core.records import find_decode
 from ..evaluate.significance import bootstrap_interval
 

@@ -26,7 +26,7 @@ from ..evaluate.evaluate import Beam
 from ..data.feature_cache import compute_features, file_kinds
 from ..data.features import Recording, add_deltas, log_mel, mfcc, normalize
 from ..core.files import from_here
-from ..evaluate.opened import Opened, log_probs_of, open_corpus, open_record
+from ..evaluate.session import Session, log_probs_of, open_corpus, open_record
 from ..decode.prefix_search import decoder_labels
 from ..data.text import WORD_START
 
@@ -262,7 +262,7 @@ def open_decoder(loaded: LoadedModel,
     "The decoder that turns log-probabilities into words"
     if beam is None: return lambda log_probs: [greedy_words(x, loaded.tokenizer) for x in log_probs]
     corpus = None if beam.language_model else open_corpus(loaded)
-    return beam.open_words(Opened(loaded, corpus, loaded.config.data, 'results', open_record(loaded)))
+    return beam.open_words(Session(loaded, corpus, loaded.config.data, loaded.config, 'results', open_record(loaded)))
 
 # %% ../../nbs/7_use/23a_transcribe.ipynb #transcribe-files
 def transcribe_files(paths,           # of recordings
