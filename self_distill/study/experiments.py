@@ -165,13 +165,14 @@ def summary_line(runs: dict,   # of `load_plan`
 SNAKEFILE = """
 for number, (run, teachers) in enumerate(config["after"].items()):
     rule:
-        name: run
+        name: f"run_{number}"
         input: [f"{teacher}.done" for teacher in teachers]
         output: touch(f"{run}.done")
         params: run=run
         priority: len(config["after"]) - number
         shell:
-            "export SELF_DISTILL_ROOT={config[root]:q} OMP_NUM_THREADS={config[threads]} MKL_NUM_THREADS={config[threads]}"
+            "export SELF_DISTILL_ROOT={config[root]:q} SELF_DISTILL_FROM={config[user]:q}"
+            " OMP_NUM_THREADS={config[threads]} MKL_NUM_THREADS={config[threads]}"
             " && mkdir -p {config[root]:q}/logs/{params.run} &&"
             " exec {config[python]:q} -c 'from self_distill.study.experiments import run_job; run_job()' {params.run}"
             " 2>>{config[root]:q}/logs/{params.run}/experiment.log"
@@ -186,7 +187,7 @@ def _new_call(path, overrides, runs, left, devices, jobs):
     folder = root_path('runs/experiments')/Path(path).stem/f'{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}'
     check_writable(folder)
     after = {name: [teacher] if (teacher := runs[name].teacher) in left else [] for name in left}
-    call = dict(root=str(root_path('.')), python=sys.executable, threads=_threads(jobs), plan=str(config_file(path)),
+    call = dict(root=str(root_path('.')), user=str(user_folder()), python=sys.executable, threads=_threads(jobs), plan=str(config_file(path)),
                 overrides=list(overrides), runs=list(runs), devices=list(devices), jobs=jobs, after=after)
     (folder/'Snakefile').write_text(SNAKEFILE, encoding='utf-8')
     (folder/'call.json').write_text(json.dumps(call, indent=1), encoding='utf-8')
@@ -229,13 +230,12 @@ def select(runs: dict, # of `load_plan`
     return {name: run for name, run in runs.items() if name in kept}
 
 # %% ../../nbs/6_study/26_experiments.ipynb #engine
-def _engine(folder, jobs, left):
+def _engine(folder, jobs, left, options):
     "Run Snakemake: its exit code, and the names of the signals that stopped it"
     command = [sys.executable, '-m', 'snakemake', '--jobs', str(jobs), '--keep-going', '--configfile', 'call.json',
-               '--directory', '.', *(f'{name}.done' for name in left)]
-    here = os.environ | {'SELF_DISTILL_FROM': str(user_folder())}
+               '--directory', '.', *options, '--', *(f'{name}.done' for name in left)]
     with open(folder/'engine.log', 'w') as log:
-        process = subprocess.Popen(command, cwd=folder, start_new_session=True, stderr=log, env=here, preexec_fn=end_with_parent)
+        process = subprocess.Popen(command, cwd=folder, start_new_session=True, stderr=log, preexec_fn=end_with_parent)
     stopped = []
     def stop(number, frame):
         stopped.append(signal.Signals(number).name)
@@ -251,7 +251,8 @@ def run_plan(path,          # YAML file, looked for as `config_file` does
              jobs: int = 1, # runs at a time
              devices=(),    # 'cuda:0', 'cuda:1', …: one run at a time on each, in place of jobs
              only=(),       # names of groups; none: all
-             dry_run: bool = False  # only show what would be done
+             dry_run: bool = False, # only show what would be done
+             options=()     # of Snakemake: '--executor', 'slurm', …
             ):
     "Do all that is left of a plan; RuntimeError where runs have failed or the call was stopped"
     runs, jobs = select(load_plan(path, overrides), only), len(devices) or jobs
@@ -263,7 +264,7 @@ def run_plan(path,          # YAML file, looked for as `config_file` does
             print(f'{name}: {", ".join(steps)}' + (f' (after {teacher})' if teacher in left else ''))
     if dry_run or not left: return
     folder = _new_call(path, overrides, runs, left, devices, jobs)
-    code, stopped = _engine(folder, jobs, left)
+    code, stopped = _engine(folder, jobs, left, options)
     if stopped: raise RuntimeError(f'stopped by {stopped[0]}; the same command goes on')
     failed = runs_left(runs)
     if code or failed:

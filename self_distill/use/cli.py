@@ -284,8 +284,10 @@ def experiments(plan: Annotated[str, typer.Argument(help='YAML file, such as con
                 run: Annotated[str, typer.Option(help='one run by its name, in this process')] = '',
                 dry_run: Annotated[bool, _option('dry-run', 'list what would run, and do nothing')] = False,
                 status: Annotated[bool, _option('status', 'show what is done and left, and do nothing')] = False):
-    "Run what is missing of a plan, teachers first"
-    room, settings = _room('study.experiments'), overrides or []
+    "Run what is missing of a plan, teachers first; options behind -- go to Snakemake (-- --executor slurm)"
+    room, words = _room('study.experiments'), overrides or []
+    first = next((k for k, word in enumerate(words) if word.startswith('-')), len(words))
+    settings, options = words[:first], words[first:] # behind --, they are Snakemake's
     beside = {'--dry-run': dry_run, '--status': status, '--device': device, '--group': group, '--jobs': jobs > 1}
     if run and (more := [name for name, given in beside.items() if given]):
         raise ValueError(f'--run trains one run in this process: leave out {", ".join(more)}')
@@ -294,7 +296,7 @@ def experiments(plan: Annotated[str, typer.Argument(help='YAML file, such as con
         runs = room.select(room.load_plan(plan, settings), group or ())
         table = room.status_table(runs).to_string(index=False)
         typer.echo(f'{table}\n{room.summary_line(runs, jobs)}')
-    else: room.run_plan(plan, settings, jobs, device or (), group or (), dry_run)
+    else: room.run_plan(plan, settings, jobs, device or (), group or (), dry_run, options)
 
 # %% ../../nbs/7_use/29_cli.ipynb #figures
 @app.command()
