@@ -9,12 +9,11 @@ from ruamel.yaml import YAML
 from self_distill.train.checkpoint import load_checkpoint, load_model
 from self_distill.use.cli import _plan_with, main, named_systems
 from self_distill.core.config_io import config_hash
-from self_distill.core.ledger import read_ledger
+from self_distill.core.records import read_ledger, find_decode, read_record
 from self_distill.decode.ngrams import estimate_arpa
 from self_distill.evaluate.session import log_probs_of
 from self_distill.study.plan import load_plan
 from self_distill.train.pseudo_labels import labels_path
-from self_distill.core.records import find_decode, read_record
 from self_distill.train.training import train
 
 BEST, OTHER = 'models/pictures/checkpoint_best.pt', 'models/other/checkpoint_best.pt'

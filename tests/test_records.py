@@ -5,9 +5,8 @@ from concurrent.futures import ProcessPoolExecutor
 from conftest import ROOT
 
 from self_distill.core.config import Config
-from self_distill.core.ledger import append_ledger, read_ledger
+from self_distill.core.records import append_ledger, read_ledger, Utterance, add_decode, make_decode, new_record, record_text, records_in
 from self_distill.core.metrics import PARTS, count_errors
-from self_distill.core.records import Utterance, add_decode, make_decode, new_record, record_text, records_in
 
 SPOKEN = [Utterance(id=f'u{k}', speaker=f's{k % 3}', duration=1.5, reference='größe über alles') for k in range(6)]
 

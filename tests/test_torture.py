@@ -19,9 +19,8 @@ from self_distill.data.demo import demo_corpus
 from self_distill.study.figures import Results, save_figure
 from self_distill.data.file_facts import store
 from self_distill.train.learner import TrainingError
-from self_distill.core.ledger import append_ledger, read_ledger
+from self_distill.core.records import append_ledger, read_ledger, new_record, read_record, write_record
 from self_distill.decode.ngrams import estimate_arpa
-from self_distill.core.records import new_record, read_record, write_record
 from self_distill.train.trainer import Trainer
 from self_distill.train.training_log import TrainingLog
 

@@ -13,12 +13,11 @@ from self_distill.evaluate.ensemble_table import average_weights, evaluate_ensem
 from self_distill.evaluate.evaluate import Beam, Greedy, evaluate, search, search_table
 from self_distill.core.files import file_sha256
 from self_distill.decode.language_model import language_model_for
-from self_distill.core.ledger import read_ledger
+from self_distill.core.records import read_ledger, RecordError, find_decode, read_record, record_path
 from self_distill.train.loss import hard_loss
 from self_distill.train.model import BiLSTMCTC, build_model, count_parameters
 from self_distill.decode.ngrams import estimate_arpa, ngram_order
 from self_distill.evaluate.session import open_corpus, open_record
-from self_distill.core.records import RecordError, find_decode, read_record, record_path
 from self_distill.train.training import train
 
 def tiny(heads, **more): return BiLSTMCTC(7, 5, num_layers=2, hidden_size=16, conv_channels=24, dropout=0., attention_heads=heads, **more)

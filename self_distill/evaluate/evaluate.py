@@ -15,19 +15,20 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 
-from ..decode.beam_search import BeamDecoder
 from ..core.config_io import config_file
-from .ensemble import checkpoint_name
 from ..core.files import file_sha256, root_path
-from ..train.greedy import greedy_texts
+from ..core.records import (LEDGER, Decode, Record, RecordError, Search, add_decode, add_search,
+                                  append_ledger, changed, decode_counts, find_decode, make_decode)
+from ..decode.beam_search import BeamDecoder
 from ..decode.language_model import language_model_for
-from ..core.ledger import LEDGER, append_ledger
 from ..decode.ngrams import ngram_order
-from .session import LogProbs, Session, check_unheard, compute_log_probs, note_changes, open_session
-from ..core.records import (Decode, Record, RecordError, Search, add_decode, add_search, changed, decode_counts,
-                                  find_decode, make_decode)
-from ..decode.search import BEAM_WIDTHS, LM_WEIGHTS, SETTINGS, WORD_BONUSES, at_edge, choose, search_beam_settings
+from ..decode.search import (BEAM_WIDTHS, LM_WEIGHTS, SETTINGS, WORD_BONUSES, at_edge, choose,
+                                  search_beam_settings)
+from .ensemble import checkpoint_name
+from .session import (LogProbs, Session, check_unheard, compute_log_probs, note_changes,
+                                  open_session)
 from .significance import bootstrap_interval, paired_bootstrap
+from ..train.greedy import greedy_texts
 
 # %% ../../nbs/5_evaluate/23_evaluate.ipynb #greedy
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from .model import count_parameters
 from ..core.processes import any_process, process_0_first, processes, rank, share, share_weight, totals, wait
 from .pseudo_labels import unused_labels
 from .schedule import temperature_at
-from ..core.signals import held_signals, stop_requests
+from ..core.environment import held_signals, stop_requests
 from .teacher import is_asked, teacher_entry, teacher_precision, teacher_sentences, teacher_wer
 from .teacher_cache import answer_widths, keep_answers, why_asked
 from .training_log import REMEDIES, check_course, data_sentences, epoch_sentence, tag_of
