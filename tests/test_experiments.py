@@ -73,7 +73,8 @@ def test_the_plans_of_this_repository_fit_their_records(monkeypatch):
         left = [name for name, run in runs.items() if steps_left(run, recorded(run))]
         assert path.name != 'an4.yaml' or not left
     trained = {p.stem for p in (ROOT/'results').glob('*.json') if read_record(p).kind == 'training'}
-    assert trained <= planned, 'every record belongs to a row'
+    retired = {'an4_others_deep_f0'} # deep to shallow, a sentence on the methods page
+    assert trained - planned == retired, 'every other record belongs to a row'
 
 @pytest.mark.parametrize('old, new, message', [
     ('runs: 2', 'runs: 2\n    decoders: {beam_0.9: search}', 'take letters, digits'),

@@ -23,7 +23,6 @@ from self_distill.train.training import train
 
 METHODS = dict(
     consistency=dict(consistency=dict(weight=0.2, warmup=1.)),
-    deep_to_shallow=dict(deep_to_shallow=dict(weight=0.3, layer=0), model=dict(num_layers=2, hidden_size=16, conv_channels=16)),
     moving_teacher=dict(teacher=dict(moving=True, warmup=1.)),
     voices=dict(augmentation=dict(warp=0.1, time_masks=4, stretch=0.1)),
 )

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SECTION', 'Positive', 'NonNegative', 'Fraction', 'Share', 'Count', 'Index', 'Seed', 'FREE', 'at_most', 'free',
            'DataConfig', 'TextConfig', 'FeatureConfig', 'AugmentConfig', 'ModelConfig', 'TeacherConfig',
-           'FeatureMatchingConfig', 'LossWeights', 'ConsistencyConfig', 'DeepToShallowConfig', 'TemperatureConfig',
-           'CTCLossConfig', 'OptimizerConfig', 'TrainingConfig', 'MemoryConfig', 'CheckpointConfig', 'Milestone',
-           'MonitoringConfig', 'Config']
+           'FeatureMatchingConfig', 'LossWeights', 'ConsistencyConfig', 'TemperatureConfig', 'CTCLossConfig',
+           'OptimizerConfig', 'TrainingConfig', 'MemoryConfig', 'CheckpointConfig', 'Milestone', 'MonitoringConfig',
+           'Config']
 
 # %% ../../nbs/1_core/00a_config.ipynb #imports
 from dataclasses import field
@@ -175,14 +175,6 @@ class ConsistencyConfig:
     weight: NonNegative = 0.0        # λ; 0: one view
     warmup: NonNegative = 5.0        # epochs until it is reached
 
-# %% ../../nbs/1_core/00a_config.ipynb #deep-config
-@dataclass(config=SECTION)
-class DeepToShallowConfig:
-    "The last layer teaches an earlier one (07b_deep_to_shallow)"
-    weight: Fraction = 0.0           # a; 0: off
-    layer: Index = 1                 # the earlier one, counted from 0
-    soft: bool = True                # False: the transcript alone teaches it
-
 # %% ../../nbs/1_core/00a_config.ipynb #temperature-config
 @dataclass(config=SECTION)
 class TemperatureConfig:
@@ -291,7 +283,6 @@ class Config:
     feature_matching: FeatureMatchingConfig = field(default_factory=FeatureMatchingConfig)
     loss_weights: LossWeights = field(default_factory=LossWeights)
     consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
-    deep_to_shallow: DeepToShallowConfig = field(default_factory=DeepToShallowConfig)
     temperature: TemperatureConfig = field(default_factory=TemperatureConfig)
     ctc_loss: CTCLossConfig = field(default_factory=CTCLossConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)

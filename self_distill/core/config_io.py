@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['valid_keys', 'nearest_key', 'dotted', 'ConfigError', 'build_config', 'read_config_file', 'apply_override',
-           'config_file', 'load_config', 'config_dict', 'portable', 'free_keys', 'identity', 'differences',
-           'config_hash']
+           'config_file', 'load_config', 'config_dict', 'kept_settings', 'stored_config', 'portable', 'free_keys',
+           'identity', 'differences', 'config_hash']
 
 # %% ../../nbs/1_core/00b_config_io.ipynb #imports
 import difflib, hashlib, json, re
@@ -166,6 +166,21 @@ def config_dict(config: Config) -> dict:
     "The config as plain nested dictionaries, for checkpoints and records"
     return json.loads(json.dumps(asdict(config)))
 
+# %% ../../nbs/1_core/00b_config_io.ipynb #1e26b7b9
+def kept_settings(values: dict,  # of a checkpoint or record, nested
+                  section=Config # the dataclass whose keys they are
+                 ) -> dict:
+    "Stored settings without those that a later version took away"
+    kinds = {f.name: f.type for f in fields(section)}
+    return {k: kept_settings(v, kinds[k]) if is_dataclass(kinds[k]) and isinstance(v, dict) else v
+            for k, v in values.items() if k in kinds}
+
+def stored_config(values: dict, # of a checkpoint or record
+                  source: str   # what to call it in an error
+                 ) -> Config:
+    "The config that a run was made with; settings added later have their defaults"
+    return build_config(kept_settings(values), source)
+
 # %% ../../nbs/1_core/00b_config_io.ipynb #config-hash
 def portable(values # a config as nested dictionaries, or one value of it
             ):
@@ -186,7 +201,8 @@ def free_keys(cls=Config, # a section, or the whole
 def identity(config # a `Config`, or its dictionary
             ) -> dict: # dotted key → value
     "Everything that makes an experiment; what an older record does not name has its default"
-    values = dotted(config_dict(Config())) | dotted(portable(config if isinstance(config, dict) else config_dict(config)))
+    given = kept_settings(config) if isinstance(config, dict) else config_dict(config)
+    values = dotted(config_dict(Config())) | dotted(portable(given))
     free = tuple(f'{key}.' for key in free_keys())
     kept = {k: v for k, v in values.items() if not f'{k}.'.startswith(free)}
     table = None if values['data.corpus'] in ('an4', 'mboshi') else values['data.path'] # their folders may have any name

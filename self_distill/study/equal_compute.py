@@ -11,7 +11,7 @@ import itertools
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from matplotlib.figure import Figure
 
-from ..core.config_io import build_config
+from ..core.config_io import stored_config
 from .figures import LINE, OKABE_ITO, Results, epoch_table, markdown_table
 from ..core.records import Record, RecordError
 from ..train.teacher import is_asked
@@ -26,7 +26,7 @@ def passes(results: Results, # that has the teacher's record
         if t.get(key): raise RecordError(f'{record.run}: its compute cannot be counted with training.{key}')
     views = 2 if config.get('consistency', {}).get('weight') else 1
     heard = record.epochs[-1]['update'] * t['batch_size'] * t['gradient_accumulation_steps'] # all batches counted as full
-    own = heard * views * (1 + is_asked(build_config(config, record.run)) / 3)
+    own = heard * views * (1 + is_asked(stored_config(config, record.run)) / 3)
     return own + (passes(results, results.record(record.teacher.run)) if record.teacher else 0)
 
 # %% ../../nbs/6_study/27a_equal_compute.ipynb #lines

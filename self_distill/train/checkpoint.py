@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from ..core.config import Config
-from ..core.config_io import build_config
+from ..core.config_io import stored_config
 from ..core.files import atomic_write, refuse_special, root_path, sync_folder, writing
 from .own_model import model_from
 from ..data.text import Tokenizer
@@ -171,7 +171,7 @@ def _assembled(payload, path, device):
     tokens = len(tokenizer)
     if outputs != tokens: raise ValueError(f'the model has {outputs} outputs, the tokenizer {tokens} tokens')
     _check_numbers(payload)
-    config = build_config(payload['config'], f'{path} (config)')
+    config = stored_config(payload['config'], f'{path} (config)')
     model = model_from(payload['model_settings'])
     model.load_state_dict(payload['model'])
     rest = {k: v for k, v in payload.items() if k not in ('model', 'training')}

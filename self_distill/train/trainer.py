@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from .checkpoint import CheckpointError, copy_checkpoint, load_checkpoint, remove_unfinished, save_checkpoint
 from ..core.config import Config
-from ..core.config_io import build_config, config_dict, differences
+from ..core.config_io import config_dict, differences, stored_config
 from ..core.files import root_path, writing
 from .learner import Learner, TrainingError, loader
 from .model import count_parameters
@@ -139,7 +139,7 @@ def _other_run(self: Trainer, payload):
     if 'training' not in payload:
         return ('holds a model but no training state, as numbered checkpoints do; '
                 'copy checkpoint_best.pt here to go on from its epoch')
-    before = build_config(payload['config'], 'checkpoint_last.pt') # settings added later have their defaults
+    before = stored_config(payload['config'], 'checkpoint_last.pt')
     changed = '; '.join(differences(before, self.config, aside=('data.path',))) # its content is compared below
     if changed: return (f'holds a run with other settings ({changed}); to train it longer, start a new run from it '
                         f'(training.initial_checkpoint={self.folder/"checkpoint_last.pt"})')

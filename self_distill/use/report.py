@@ -16,7 +16,7 @@ from matplotlib.image import imsave
 import self_distill
 from ..train.checkpoint import CheckpointError, load_model
 from ..evaluate.compare import compare, pooled_counts
-from ..core.config_io import build_config
+from ..core.config_io import stored_config
 from ..data.corpora import load_corpus
 from ..data.feature_cache import file_kinds
 from ..data.features import read_audio
@@ -132,7 +132,7 @@ def track(name: str,                 # of the system
 # %% ../../nbs/7_use/24a_report.ipynb #report-open
 def _open(record, checkpoint, overrides, opened):
     "A recorded model (None: it is not here), and its corpus, opened once"
-    config = build_config(record.config, record.run)
+    config = stored_config(record.config, record.run)
     runs = config.run, config.run.rpartition('_on_')[0] # a decoding of another corpus is named after both
     files = [root_path(config.checkpoints.folder)/run/f'checkpoint_{checkpoint}.pt' for run in runs if run]
     loaded = next((load_model(file) for file in files if file.is_file()), None)
