@@ -111,7 +111,7 @@ class ModelConfig:
     conv_channels: at_most(16_384) = 960 # of each of the two convolutions
     dropout: Fraction = 0.1          # after each layer
     attention_heads: Index = 0       # of a self-attention layer over the last LSTM layer; 0: none
-    own: Optional[str] = None        # a class of yours in its place, 'my_module:MyModel' (06a_own_model)
+    own: Optional[str] = None        # a class of yours in its place, 'my_module:MyModel' (06_model)
     options: dict[str, Any] = field(default_factory=dict) # what that class is given besides its sizes
 
     @model_validator(mode='after')
@@ -129,7 +129,7 @@ class TeacherConfig:
     checkpoint: Optional[str] = None # None: no frozen teacher
     moving: bool = False             # the student's own averaged weights teach it
     warmup: NonNegative = 0.0        # epochs until a moving teacher has its full weight
-    own: Optional[str] = None        # 'my_module:my_teacher', a function that returns a model of yours (15a_own_teacher)
+    own: Optional[str] = None        # 'my_module:my_teacher', a function that returns a model of yours (16_teacher)
     log_probs: Optional[str] = None  # a folder of stored log-probabilities, <id>.npy
     pseudo_labels: bool = False      # train on transcripts that the checkpoint wrote (16c_pseudo_labels)
     cache: NonNegative = free(2.0)   # GB that a checkpoint may take for its answers (16a_teacher_cache); 0: none
@@ -171,14 +171,14 @@ class LossWeights:
 # %% ../../nbs/1_core/00a_config.ipynb #consistency-config
 @dataclass(config=SECTION)
 class ConsistencyConfig:
-    "Two damaged views of an utterance that learn from each other (07a_consistency)"
+    "Two damaged views of an utterance that learn from each other (07_loss)"
     weight: NonNegative = 0.0        # λ; 0: one view
     warmup: NonNegative = 5.0        # epochs until it is reached
 
 # %% ../../nbs/1_core/00a_config.ipynb #temperature-config
 @dataclass(config=SECTION)
 class TemperatureConfig:
-    "The softening of teacher and student (08_schedule)"
+    "The softening of teacher and student (06c_schedule)"
     milestones: list[Index] = field(default_factory=lambda: [30, 70])
     values: list[Positive] = field(default_factory=lambda: [4.0, 3.5, 3.0])
     initial: Positive = 4.0          # the first of `values`
@@ -227,7 +227,7 @@ class TrainingConfig:
     precision: Literal['float32', 'bfloat16', 'float16'] = 'float32' # of matrix products; CTC is always float32
     workers: at_most(256, 0) = free(0) # processes that read data
     gradient_norms_every: Index = free(50) # updates between two measurements of each term's gradient; 0: never
-    initial_checkpoint: Optional[str] = None # weights to start from (16b_fine_tuning)
+    initial_checkpoint: Optional[str] = None # weights to start from (11_checkpoint)
 
 # %% ../../nbs/1_core/00a_config.ipynb #memory-config
 @dataclass(config=SECTION)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'NEEDED', 'CheckpointError', 'weights_hash', 'content_hash', 'save_checkpoint', 'remove_unfinished',
-           'copy_checkpoint', 'load_checkpoint', 'LoadedModel', 'load_model']
+           'copy_checkpoint', 'load_checkpoint', 'LoadedModel', 'load_model', 'misfit', 'start_from']
 
 # %% ../../nbs/3_train/11_checkpoint.ipynb #imports
 import hashlib, os, pickle, zipfile, zlib
@@ -16,8 +16,9 @@ import torch
 from ..core.config import Config
 from ..core.config_io import stored_config
 from ..core.files import atomic_write, refuse_special, root_path, sync_folder, writing
-from .own_model import model_from
+from ..data.corpora import Corpus, heard
 from ..data.text import Tokenizer
+from .model import model_from
 
 # %% ../../nbs/3_train/11_checkpoint.ipynb #checkpoint-error
 FORMAT = 1 # number of the layout above
@@ -187,3 +188,53 @@ def load_model(path,        # checkpoint file; a relative path starts at the roo
     except (ValueError, TypeError, RuntimeError, LookupError, AttributeError) as e:
         raise CheckpointError(f'{path}: its parts do not fit together ({" ".join(str(e).split())[:200]}); '
                               'take another checkpoint, or train again') from e
+
+# %% ../../nbs/3_train/11_checkpoint.ipynb #carry-rows
+def _carry_rows(new, old, # (V, ...) parameters of the output map
+                ours, theirs): # tokenizers
+    "`new` with the rows of those tokens that `old` has, too; how many there are"
+    place = {token: i for i, token in enumerate(theirs.tokens)}
+    pairs = [(i, place[token]) for i, token in enumerate(ours.tokens) if token in place]
+    carried = new.clone()
+    carried[[i for i, _ in pairs]] = old[[j for _, j in pairs]]
+    return carried, len(pairs)
+
+# %% ../../nbs/3_train/11_checkpoint.ipynb #start-problem
+def misfit(source: LoadedModel,
+           config: Config, # of a run that would go on from it, or learn from it
+           corpus: Corpus  # of that run
+          ) -> str | None: # a sentence on what to do; None where it fits
+    "Why another run's model does not fit: its features, or what it was trained on"
+    if source.config.features != config.features:
+        return (f'reads other features ({source.config.features}) than this run ({config.features}); '
+                'use the same `features` settings for both')
+    leaks = [leak for split in ('dev', 'test') for leak in heard(source.payload.get('data'), corpus, split)]
+    if leaks and not config.data.allow_leaks:
+        return (f'has heard {" and ".join(leaks)} of this run in its training; take one that has not, '
+                'or set data.allow_leaks=true, which the record will say')
+
+def _other_model(source, model):
+    "Which settings of two models differ, dropout aside; None where none do"
+    theirs, ours = (dict(m.settings, vocabulary_size=None, dropout=None) for m in (source.model, model))
+    changed = ', '.join(f'{k} {theirs.get(k)}' for k in theirs | ours if theirs.get(k) != ours.get(k))
+    return changed and f'has another model; use its `model` settings ({changed})'
+
+# %% ../../nbs/3_train/11_checkpoint.ipynb #start-from
+def start_from(model: torch.nn.Module, # changed in place
+               config: Config,
+               corpus: Corpus
+              ) -> tuple: # a sentence for the log, and `training_data` of the weights; None where no checkpoint is named
+    "Give a fresh model the weights that `training.initial_checkpoint` names; CheckpointError where they do not fit"
+    path = config.training.initial_checkpoint
+    if path is None: return None, None
+    source = load_model(path, next(model.parameters()).device)
+    if problem := misfit(source, config, corpus) or _other_model(source, model): raise CheckpointError(f'{path}: {problem}')
+    weights, fresh, shared = source.model.state_dict(), model.state_dict(), len(corpus.tokenizer)
+    if source.tokenizer != corpus.tokenizer:
+        for name in ('head.weight', 'head.bias'):
+            if name not in weights:
+                raise CheckpointError(f'{path}: a model of your own, or one without a `head`, cannot change its tokens')
+            weights[name], shared = _carry_rows(fresh[name], weights[name], corpus.tokenizer, source.tokenizer)
+    model.load_state_dict(weights)
+    return (f'Started from {source.config.run} (weights {source.weights_sha256[:12]}); '
+            f'{shared} of {len(corpus.tokenizer)} tokens known'), source.payload.get('data')

@@ -13,23 +13,20 @@ from fastcore.basics import chunked, patch
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 
-from .averaging import averaged_model
+from .schedule import averaged_model, learning_rate_at
 from ..data.batches import UtteranceDataset, collate, epoch_batches, frame_batches, output_frames, too_short
 from ..core.config import Config
 from ..data.corpora import joined_data, load_corpus, training_data
 from ..core.environment import autocast, environment, pick_device
 from ..core.files import root_path
-from .fine_tuning import start_from
+from .checkpoint import start_from
 from .greedy import greedy_decode
-from .loss import hard_loss
+from .loss import Objective, hard_loss
 from ..core.metrics import count_errors, error_rate
-from .model import BiLSTMCTC
-from .objective import Objective
-from .own_model import new_model
+from .model import BiLSTMCTC, new_model
 from ..core.processes import add_gradients, gathered, process_0_first, processes, rank, total, totals
 from .pseudo_labels import how_written, read_labels, with_labels
 from ..core.records import now
-from .schedule import learning_rate_at
 from .teacher import is_asked, load_teacher, teacher_output, teacher_precision
 from .training_log import REMEDIES, SilentLog, TrainingLog
 

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['frame_mask', 'StridedConv', 'reversal_index', 'BiLSTM', 'SelfAttention', 'ModelOutput', 'BiLSTMCTC', 'build_model',
-           'count_parameters']
+           'count_parameters', 'OwnModel', 'new_model', 'model_from']
 
 # %% ../../nbs/3_train/06_model.ipynb #imports
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,9 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..core.config import ModelConfig
-from ..core.processes import batch_norm
+from ..core.processes import batch_norm, processes
+from ..data.batches import output_frames
+from ..data.corpora import own_code
 
 # %% ../../nbs/3_train/06_model.ipynb #frame-mask
 def frame_mask(lengths: Tensor, # (B,) valid frames of each utterance
@@ -163,3 +166,73 @@ def build_model(config: ModelConfig, # the `model` section
 def count_parameters(model: nn.Module) -> int:
     "Numbers that training sets"
     return sum(p.numel() for p in model.parameters())
+
+# %% ../../nbs/3_train/06_model.ipynb #own-fault
+def _own_fault(out, lengths, vocabulary_size):
+    "What a model's answer to utterances lacks; None where nothing does"
+    if not isinstance(out, ModelOutput): return f'returns {type(out).__name__}, not self_distill.train.model.ModelOutput'
+    frames = output_frames(lengths).tolist()
+    if out.lengths.tolist() != frames:
+        return f'gives {out.lengths.tolist()} output frames for {lengths.tolist()} of input; one for four, {frames}, is needed'
+    if out.logits.shape != (shape := (len(frames), max(frames), vocabulary_size)):
+        return f'gives logits of shape {tuple(out.logits.shape)}, not {shape}'
+    if len({h.shape for h in out.hidden}) > 1: return 'gives hidden states of unequal shapes'
+    if any(h.shape[:2] != shape[:2] for h in out.hidden):
+        return f'gives hidden states of shape {tuple(out.hidden[0].shape)}, not {(*shape[:2], "H")}'
+
+# %% ../../nbs/3_train/06_model.ipynb #own-model
+class OwnModel(nn.Module):
+    "A model of the user's, its settings, and what its hidden layers are"
+    def __init__(self,
+                 own: str,             # 'my_module:MyModel'
+                 input_size: int,      # F
+                 vocabulary_size: int, # V, tokens with blank
+                 **options             # of the class
+                ):
+        super().__init__()
+        self.inner = own_code(own, 'model.own')(input_size, vocabulary_size, **options)
+        out = self._try(own, input_size, vocabulary_size)
+        self.settings = dict(own=own, input_size=input_size, vocabulary_size=vocabulary_size, **options)
+        self.layers_and_width = len(out.hidden), out.hidden[0].shape[-1] if out.hidden else 0
+
+    def forward(self, features: Tensor, lengths: Tensor) -> ModelOutput: return self.inner(features, lengths)
+
+# %% ../../nbs/3_train/06_model.ipynb #own-try
+@patch
+@torch.no_grad()
+def _try(self: OwnModel, own, input_size, vocabulary_size):
+    "Its answer to four utterances; ValueError where that is not what the project needs"
+    lengths, random = torch.tensor([41, 40, 39, 30]), torch.get_rng_state() # every remainder by four
+    features = torch.randn(4, 41, input_size)*(torch.arange(41) < lengths[:, None])[..., None]
+    out = self.inner.eval()(features, lengths)
+    if fault := _own_fault(out, lengths, vocabulary_size): raise ValueError(f'model.own {own!r}: the model {fault}')
+    alone = self.inner(features[3:, :30], lengths[3:])
+    self.inner.train()
+    torch.set_rng_state(random)
+    self.padding_counts = float((out.logits[3, :alone.lengths[0]] - alone.logits[0]).abs().max()) > 0.001
+    return out
+
+# %% ../../nbs/3_train/06_model.ipynb #new-model
+def _has_own_statistics(model):
+    "Whether it has a batch norm that sees one process's utterances alone"
+    shared = {m.norm for m in model.modules() if isinstance(m, StridedConv)}
+    return any(isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) and m not in shared for m in model.modules())
+
+def new_model(config: ModelConfig, # the `model` section
+              input_size: int,     # F
+              vocabulary_size: int # V
+             ) -> nn.Module:
+    "A fresh model from its config section"
+    if not config.own: return build_model(config, input_size, vocabulary_size)
+    model = OwnModel(config.own, input_size, vocabulary_size, **config.options)
+    if processes() > 1 and _has_own_statistics(model):
+        raise ValueError(f'model.own {config.own!r}: its batch norm would differ between {processes()} processes; '
+                         'take nn.GroupNorm (on GPUs nn.SyncBatchNorm will do, too), or train in one process')
+    if model.padding_counts: warnings.warn(f'model.own {config.own!r}: the outputs of an utterance depend on the padding, '
+                                           'and so on the batch that it is in; mask by lengths')
+    return model
+
+def model_from(settings: dict # of a model that a checkpoint holds
+              ) -> nn.Module:
+    "A model with the settings of another one"
+    return OwnModel(**settings) if 'own' in settings else BiLSTMCTC(**settings)

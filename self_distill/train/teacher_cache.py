@@ -20,7 +20,7 @@ from .checkpoint import LoadedModel, weights_hash
 from ..data.feature_cache import CACHE_FORMAT
 from ..core.files import atomic_write, locked
 from .model import ModelOutput
-from .objective import layers_and_width
+from .loss import layers_and_width
 from .teacher import teacher_output
 
 # %% ../../nbs/3_train/16a_teacher_cache.ipynb #widths
