@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest, torch
 
 from self_distill.train.checkpoint import CheckpointError, content_hash, copy_checkpoint, load_checkpoint, load_model, remove_unfinished, save_checkpoint
-from self_distill.core.config import Config, ModelConfig
-from self_distill.core.config_io import config_dict
+from self_distill.core.config import Config, ModelConfig, config_dict
 from self_distill.core.environment import computes_bfloat16
 from self_distill.core.files import WriteError
 from self_distill.train.model import build_model

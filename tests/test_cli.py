@@ -3,14 +3,14 @@ import io, json, os, re, shutil, subprocess, sys
 
 import numpy as np, pandas as pd, pytest, torch
 from conftest import ROOT, environment
-from self_distill.data.pictures import picture_config, picture_values, write_pictures
+from self_distill.data.demo import picture_config, picture_values, write_pictures
 from ruamel.yaml import YAML
 
 from self_distill.train.checkpoint import load_checkpoint, load_model
 from self_distill.use.cli import _plan_with, main, named_systems
-from self_distill.core.config_io import config_hash
+from self_distill.core.config import config_hash
 from self_distill.core.records import read_ledger, find_decode, read_record
-from self_distill.decode.ngrams import estimate_arpa
+from self_distill.decode.language_model import estimate_arpa
 from self_distill.evaluate.session import log_probs_of
 from self_distill.study.plan import load_plan
 from self_distill.train.pseudo_labels import labels_path

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest, soundfile, torch
 from conftest import DATA
 
-from self_distill.data import feature_cache, file_facts
+from self_distill.data import feature_cache
 from self_distill.data.batches import UtteranceDataset, collate, frames_needed, output_frames, too_short
 from self_distill.core.config import DataConfig, FeatureConfig, TextConfig
 from self_distill.data.corpora import fingerprint, load_corpus, shared_recordings
 from self_distill.data.demo import demo_corpus
 from self_distill.data.features import read_audio
-from self_distill.data.file_facts import content_hash
+from self_distill.data.feature_cache import content_hash
 from self_distill.data.manifest import SPLITS, check_manifest, default_split
 from self_distill.data.text import Tokenizer, normalize_text
 
@@ -313,7 +313,7 @@ def sealed(monkeypatch):
     def refuse(path, *rest): raise AssertionError(f'{path} was opened')
     def seal():
         for name in ('read_audio', 'audio_header', 'Recording', 'read_array'): monkeypatch.setattr(feature_cache, name, refuse)
-        monkeypatch.setattr(file_facts, 'content_hash', refuse)
+        monkeypatch.setattr(feature_cache, 'content_hash', refuse)
     return seal
 
 def test_a_second_start_opens_no_file(own, sealed):

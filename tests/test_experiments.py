@@ -7,9 +7,8 @@ import psutil, pytest
 from conftest import ROOT, environment
 
 from self_distill.study import experiments
-from self_distill.evaluate.evaluate import Greedy
+from self_distill.evaluate.evaluate import Greedy, labels_of
 from self_distill.study.experiments import has_weights, recorded, run_one, run_plan, runs_left, steps_left
-from self_distill.evaluate.labelling import labels_of
 from self_distill.study.plan import PlanError, load_plan
 from self_distill.train.pseudo_labels import read_labels
 from self_distill.core.records import RecordError, new_record, read_record, write_record

@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np, pytest, soundfile
 from conftest import environment
 
-from self_distill.data import mboshi
-from self_distill.core.config import DataConfig, FeatureConfig, TextConfig
-from self_distill.core.config_io import build_config
+from self_distill.data import public_corpora
+from self_distill.core.config import DataConfig, FeatureConfig, TextConfig, build_config
 from self_distill.data.corpora import load_corpus
 from self_distill.evaluate.evaluate import evaluate
 from self_distill.data.formats import recognize
@@ -189,7 +188,7 @@ def test_where_the_user_stands_is_known_to_a_process_started_elsewhere(root):
     code = ('import os, sys; os.chdir("/"); from self_distill.data.corpora import find_corpus, data_path; from self_distill.core.config import DataConfig;'
             'print(find_corpus("recordings:mine").__name__, data_path(DataConfig(path="own.csv"), "a file"))')
     own_module(root/'here')
-    done = subprocess.run([sys.executable, '-c', code], env=environment(Path(mboshi.__file__).parent.parent, SELF_DISTILL_FROM=str(root/'here')), capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', code], env=environment(Path(public_corpora.__file__).parent.parent, SELF_DISTILL_FROM=str(root/'here')), capture_output=True, text=True)
     assert done.stdout.split() == ['mine', str(root/'here/own.csv')], done.stderr
 
 def kaldi_command(folder): kaldi(folder); write(folder/'data/dev/wav.scp', ['tape-dev sph2pipe -f wav x.sph |']); return folder/'data'

@@ -6,7 +6,7 @@ from conftest import ROOT
 from typer.main import get_command
 
 from self_distill.use.cli import app
-from self_distill.core.config_io import valid_keys
+from self_distill.core.config import valid_keys
 
 sys.path.insert(0, str(ROOT/'tools'))
 from docs import GUIDES, notebooks, readable

@@ -1,4 +1,4 @@
-"""What the pages of 19_ngrams and 19a_language_model cannot show: real text, any alphabet, properties over many texts"""
+"""What the pages of 19_language_model and 19_language_model cannot show: real text, any alphabet, properties over many texts"""
 import gzip, math, re
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from self_distill.core.config import CheckpointConfig, Config
 from self_distill.data.corpora import Corpus
 from self_distill.decode.language_model import (language_model_for, language_model_path, language_model_report, read_sentences,
                                          sentence_overlap, training_sentences)
-from self_distill.decode.ngrams import (check_spelling, estimate_arpa, load_language_model, ngram_order,
+from self_distill.decode.language_model import (check_spelling, estimate_arpa, load_language_model, ngram_order,
                                  out_of_vocabulary_rate, perplexity, read_unigrams)
 from self_distill.data.text import Tokenizer
 

@@ -5,14 +5,13 @@ from copy import deepcopy
 from dataclasses import asdict
 
 import numpy as np, pandas as pd, pytest, torch
-from self_distill.data.pictures import picture_config, write_pictures
+from self_distill.data.demo import picture_config, write_pictures
 from test_torture import TRAINING, settings
 
 from self_distill.train import trainer
 from self_distill.data.batches import output_frames
 from self_distill.train.checkpoint import load_checkpoint
-from self_distill.core.config import Config
-from self_distill.core.config_io import ConfigError, build_config, config_dict, differences, dotted, free_keys
+from self_distill.core.config import Config, ConfigError, build_config, config_dict, differences, dotted, free_keys
 from self_distill.data.corpora import load_corpus
 from self_distill.evaluate.evaluate import evaluate
 from self_distill.decode.language_model import training_sentences

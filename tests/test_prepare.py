@@ -3,10 +3,10 @@ import re
 
 import numpy as np, pandas as pd, pytest
 from conftest import DATA, ROOT
-from self_distill.data.pictures import picture_values, write_pictures
+from self_distill.data.demo import picture_values, write_pictures
 
 from self_distill.use.cli import main
-from self_distill.core.config_io import build_config
+from self_distill.core.config import build_config
 from self_distill.use.prepare import faults_of, look, prepare
 
 @pytest.fixture

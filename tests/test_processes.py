@@ -8,7 +8,7 @@ from test_torture import TRAINING, settings
 
 from self_distill.train import trainer
 from self_distill.train.checkpoint import load_checkpoint
-from self_distill.core.config_io import build_config, config_dict
+from self_distill.core.config import build_config, config_dict
 from self_distill.core.records import read_record
 from self_distill.train.training import train
 

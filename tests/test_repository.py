@@ -8,7 +8,7 @@ import nbformat, pytest
 from conftest import NOTEBOOKS, ROOT, tool
 from packaging.requirements import Requirement
 
-from self_distill.core.config_io import load_config
+from self_distill.core.config import load_config
 from self_distill.train.schedule import temperature_at
 
 sys.path.insert(0, str(ROOT/'tools'))

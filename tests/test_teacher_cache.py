@@ -3,7 +3,7 @@ import os, shutil, signal
 from dataclasses import replace
 
 import numpy as np, pandas as pd, pytest, torch
-from self_distill.data.pictures import picture_config, write_pictures
+from self_distill.data.demo import picture_config, write_pictures
 
 from self_distill.train import teacher_cache
 from self_distill.train.checkpoint import load_model

@@ -2,19 +2,16 @@
 import os, random, re, sys
 
 import numpy as np, pytest
-from self_distill.data.pictures import picture_config, write_pictures
+from self_distill.data.demo import picture_config, write_pictures
 
-from self_distill.decode.beam_search import BeamDecoder
+from self_distill.decode.beam_search import BeamDecoder, example_log_probs
 from self_distill.train.checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint
-from self_distill.core.config import Config, TextConfig
-from self_distill.core.config_io import config_hash
+from self_distill.core.config import Config, TextConfig, config_hash
 from self_distill.data.corpora import load_corpus
 from self_distill.evaluate.evaluate import Beam, Greedy, evaluate
-from self_distill.decode.ngrams import estimate_arpa
-from self_distill.decode.prefix_search import example_log_probs
-from self_distill.data.subwords import build_tokenizer, learn_pieces
+from self_distill.decode.language_model import estimate_arpa
+from self_distill.data.text import Tokenizer, build_tokenizer, learn_pieces, normalize_text
 from self_distill.train.teacher import load_teacher
-from self_distill.data.text import Tokenizer, normalize_text
 from self_distill.train.training import train
 
 PIECES = dict(text=dict(tokenizer='subword', vocabulary=28))

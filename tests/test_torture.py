@@ -12,15 +12,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from self_distill.evaluate import evaluate
 from self_distill.train import learner, training
 from self_distill.train.checkpoint import load_checkpoint, save_checkpoint
-from self_distill.core.config import Config
-from self_distill.core.config_io import build_config, config_dict
+from self_distill.core.config import Config, build_config, config_dict
 from self_distill.data.corpora import load_corpus
 from self_distill.data.demo import demo_corpus
 from self_distill.study.figures import Results, save_figure
-from self_distill.data.file_facts import store
+from self_distill.data.feature_cache import store
 from self_distill.train.learner import TrainingError
 from self_distill.core.records import append_ledger, read_ledger, new_record, read_record, write_record
-from self_distill.decode.ngrams import estimate_arpa
+from self_distill.decode.language_model import estimate_arpa
 from self_distill.train.trainer import Trainer
 from self_distill.train.training_log import TrainingLog
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np, pandas as pd, pytest, torch
 from conftest import ROOT, environment
-from self_distill.data.pictures import picture_config, write_pictures
+from self_distill.data.demo import picture_config, write_pictures
 from test_torture import TRAINING, settings
 
 from self_distill.evaluate import ensemble, session
@@ -312,7 +312,7 @@ def test_where_folders_cannot_be_made_the_error_says_so(shared_cache, root):
 
 SIGNALLED = """
 import signal, sys
-from self_distill.core.config_io import build_config
+from self_distill.core.config import build_config
 values = dict(run='signals', threads=1, data=dict(utterances=48, cache=sys.argv[1]), model=dict(num_layers=2, hidden_size=64, conv_channels=32),
               training=dict(epochs=4, batch_size=6, gradient_accumulation_steps=1))
 def train(every):

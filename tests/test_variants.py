@@ -4,7 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd, pytest, torch
-from self_distill.data.pictures import picture_config, write_pictures
+from self_distill.data.demo import picture_config, write_pictures
 
 from self_distill.train.checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint
 from self_distill.core.config import ModelConfig
@@ -12,11 +12,10 @@ from self_distill.evaluate.ensemble import _ensemble_path, load_ensemble, open_m
 from self_distill.evaluate.ensemble_table import average_weights, evaluate_ensemble
 from self_distill.evaluate.evaluate import Beam, Greedy, evaluate, search, search_table
 from self_distill.core.files import file_sha256
-from self_distill.decode.language_model import language_model_for
+from self_distill.decode.language_model import estimate_arpa, language_model_for, ngram_order
 from self_distill.core.records import read_ledger, RecordError, find_decode, read_record, record_path
 from self_distill.train.loss import hard_loss
 from self_distill.train.model import BiLSTMCTC, build_model, count_parameters
-from self_distill.decode.ngrams import estimate_arpa, ngram_order
 from self_distill.evaluate.session import open_corpus, open_record
 from self_distill.train.training import train
 

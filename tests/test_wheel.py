@@ -5,8 +5,7 @@ import numpy as np, pytest, soundfile, torch
 from conftest import environment
 
 from self_distill.train.checkpoint import save_checkpoint
-from self_distill.core.config import Config
-from self_distill.core.config_io import config_dict
+from self_distill.core.config import Config, config_dict
 from self_distill.train.model import BiLSTMCTC
 from self_distill.data.text import Tokenizer
 

@@ -26,7 +26,7 @@ def install():
                     '--constraints', ROOT/'requirements.lock', *wanted], check=True)
 
 def notebooks():
-    "Every chapter's notebooks by file name: 04_corpora.ipynb, 04a_an4.ipynb, 05_batches.ipynb, …"
+    "Every chapter's notebooks by file name: 04_corpora.ipynb, 04a_public_corpora.ipynb, 05_batches.ipynb, …"
     return {title: sorted((ROOT/'nbs'/folder).glob('[0-9][0-9]*.ipynb')) for title, folder in CHAPTERS.items()}
 
 def readable(notebook):

@@ -18,8 +18,7 @@ from typing import Annotated, Literal
 import numpy as np, pandas as pd, torch
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from .config import Config
-from .config_io import config_dict, config_hash, portable
+from .config import Config, config_dict, config_hash, portable
 from .environment import Device, Git, Section, environment, git_state
 from .files import atomic_write, locked, refuse_special, root_path, writing
 from .metrics import PARTS, count_errors, error_rate

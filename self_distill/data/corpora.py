@@ -18,13 +18,11 @@ from fastcore.basics import patch
 
 from ..core.config import DataConfig, FeatureConfig, TextConfig
 from .demo import demo_corpus
-from .feature_cache import FeatureCache, frames_in, refuse_long, refuse_other_length, width_of
+from .feature_cache import FeatureCache, content_hashes, file_stamp, frames_in, kept, refuse_long, refuse_other_length, width_of
 from .features import FRAMES_PER_SECOND, corpus_statistics
-from .file_facts import content_hashes, file_stamp, kept
 from ..core.files import file_sha256, refuse_special, root_path, user_folder
 from .manifest import COLUMNS, SPLITS, UNKNOWN, check_manifest, complete, first_few
-from .subwords import build_tokenizer
-from .text import check_language, normalizer
+from .text import build_tokenizer, check_language, normalizer
 
 # %% ../../nbs/2_data/04_corpora.ipynb #corpus
 @dataclass
@@ -91,7 +89,7 @@ def read_lines(path,
     return [(n, line.strip()) for n, line in enumerate(text.split('\n'), 1) if line.strip()]
 
 # %% ../../nbs/2_data/04_corpora.ipynb #names
-CORPORA = dict(demo='self_distill.data.corpora:demo', an4='self_distill.data.an4:an4', mboshi='self_distill.data.mboshi:mboshi',
+CORPORA = dict(demo='self_distill.data.corpora:demo', an4='self_distill.data.public_corpora:an4', mboshi='self_distill.data.public_corpora:mboshi',
                manifest='self_distill.data.formats:manifest')
 
 # %% ../../nbs/2_data/04_corpora.ipynb #own-code

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SENTENCES', 'WORDS', 'GRAMMAR', 'ACCENTS', 'VARIANTS', 'SHARES', 'VOICES', 'RATE', 'PITCH', 'NOISE', 'SAMPLE_RATE',
-           'speak_grammar', 'draw_voices', 'plan_demo', 'Synthesizer', 'add_room_noise', 'write_demo', 'demo_corpus']
+           'FOLLOW', 'LETTERS', 'speak_grammar', 'draw_voices', 'plan_demo', 'Synthesizer', 'add_room_noise',
+           'write_demo', 'demo_corpus', 'sentence', 'picture', 'write_pictures', 'picture_values', 'picture_config']
 
 # %% ../../nbs/2_data/03_demo.ipynb #imports
 import ctypes, hashlib, os, random, shutil, subprocess, sys, tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, soundfile, torch, torchaudio
 from fastcore.basics import patch
 
+from ..core.config import Config, build_config
 from ..core.files import writing
 
 # %% ../../nbs/2_data/03_demo.ipynb #rules
@@ -227,3 +229,59 @@ def demo_corpus(cache,          # the folder to keep it in
     manifest = pd.read_csv(folder/'manifest.csv')
     manifest['path'] = [str(folder/p) for p in manifest.path]
     return manifest[['id', 'path', 'text', 'split', 'speaker', 'duration']]
+
+# %% ../../nbs/2_data/03_demo.ipynb #sentence
+FOLLOW = {'the': ['red', 'dead', 'torn'], 'red': ['star', 'road'], 'dead': ['star', 'sea'], 'torn': ['sea', 'road'],
+          'star': ['is', 'rose'], 'sea': ['is', 'rose'], 'road': ['is'], 'is': ['near', 'sad'], 'rose': ['near', 'late']}
+LETTERS = ' adehilnorst'
+
+def sentence(pick: random.Random,
+             word='the' # it begins with
+            ) -> str:
+    "A sentence of the grammar"
+    return f'{word} {sentence(pick, pick.choice(FOLLOW[word]))}' if word in FOLLOW else word
+
+# %% ../../nbs/2_data/03_demo.ipynb #picture
+def picture(text: str, # of `LETTERS`
+            noise: np.random.Generator,
+            strength: float # standard deviation of the noise; a letter's own value is 2
+           ) -> np.ndarray: # (6 frames a letter, 12) float32
+    "The letters of a text, one below the other, under noise"
+    x = 2 * np.repeat(np.eye(len(LETTERS))[[LETTERS.index(c) for c in text]], 6, axis=0)
+    return (x + noise.normal(0, strength, x.shape)).astype(np.float32)
+
+# %% ../../nbs/2_data/03_demo.ipynb #write-pictures
+def write_pictures(folder, # that exists
+                   utterances=120,
+                   noise=1.4, # of `picture`
+                   upper=False # capitals
+                  ) -> pd.DataFrame: # the manifest
+    "Write pictures.csv and the features of its utterances, the same ones each time"
+    folder, pick, draw, rows = Path(folder), random.Random(0), np.random.default_rng(0), []
+    for k in range(utterances):
+        text, split = sentence(pick), {4: 'dev', 5: 'test'}.get(k % 6, 'train')
+        np.save(folder/f'{k}.npy', picture(text, draw, noise))
+        rows.append(dict(id=f'u{k:03d}', path=f'{k}.npy', text=text.upper() if upper else text, split=split,
+                         speaker=f's{k % 60:02d}'))
+    manifest = pd.DataFrame(rows)
+    manifest.to_csv(folder/'pictures.csv', index=False)
+    return manifest
+
+# %% ../../nbs/2_data/03_demo.ipynb #picture-config
+def picture_values(run='pictures',
+                   **more # sections or settings that differ
+                  ) -> dict: # nested
+    "The settings of a run on the pictures"
+    values = dict(
+        run=run, threads=1, device='cpu', data=dict(corpus='manifest', path='pictures.csv'), text=dict(alphabet='train'),
+        features=dict(kind='precomputed', normalization='none'), augmentation=dict(time_masks=0, frequency_masks=0),
+        model=dict(num_layers=1, hidden_size=32, conv_channels=48, dropout=0.0), checkpoints=dict(every=1),
+        feature_matching=dict(teacher_layers=[0], student_layers=[0]),
+        training=dict(epochs=6, batch_size=12, gradient_accumulation_steps=1, gradient_norms_every=0,
+                      optimizer=dict(learning_rate=1e-2)))
+    for key, part in more.items(): values[key] = values.get(key, {}) | part if isinstance(part, dict) else part
+    return values
+
+def picture_config(run='pictures', **more) -> Config:
+    "The same as a config"
+    return build_config(picture_values(run, **more))

@@ -19,7 +19,7 @@ import numpy as np, pandas as pd, soundfile
 
 from ..core.config import DataConfig, FeatureConfig
 from .corpora import data_path, read_lines
-from .file_facts import file_stamp, stamp_key
+from .feature_cache import file_stamp, stamp_key
 from ..core.files import atomic_write, opened, root_path, user_folder
 from .manifest import COLUMNS, OTHER_NAMES, SPLITS, complete, first_few, path_ids, seconds_in
 

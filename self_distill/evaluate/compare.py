@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core.config_io import config_hash
+from ..core.config import config_hash
 from ..core.metrics import PARTS, error_rate, error_rates_by
 from ..core.records import Record, RecordError, decode_counts, find_decode
 from .significance import PairedTest, RunNoise, bootstrap_interval, p_text, paired_bootstrap, run_noise

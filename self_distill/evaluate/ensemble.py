@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.functional import ctc_loss
 
 from ..train.checkpoint import CheckpointError, LoadedModel, load_checkpoint, load_model, weights_hash
-from ..core.config_io import differences
+from ..core.config import differences
 from ..data.corpora import joined_data
 from ..core.files import root_path
 from ..train.model import ModelOutput

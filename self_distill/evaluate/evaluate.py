@@ -4,31 +4,35 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'GRID', 'WHY', 'Greedy', 'check_decoder_name', 'Beam', 'settings_text', 'score_lines', 'target_lines',
-           'improvement_lines', 'score', 'is_recorded', 'evaluate', 'search', 'search_table']
+           'improvement_lines', 'score', 'is_recorded', 'evaluate', 'search', 'search_table', 'pseudo_label',
+           'labels_of']
 
 # %% ../../nbs/5_evaluate/23_evaluate.ipynb #evaluate-imports
 import re, sys, time
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np, pandas as pd
-from fastcore.basics import patch
+from fastcore.basics import chunked, patch
 
-from ..core.config_io import config_file
+from ..core.config import config_file
 from ..core.files import file_sha256, root_path
 from ..core.records import (LEDGER, Decode, Record, RecordError, Search, add_decode, add_search,
-                                  append_ledger, changed, decode_counts, find_decode, make_decode)
+                                       append_ledger, changed, decode_counts, find_decode, make_decode)
+from ..train.checkpoint import CheckpointError
+from ..train.greedy import greedy_texts
+from ..train.model import count_parameters
+from ..train.pseudo_labels import read_labels, untranscribed, write_labels
 from ..decode.beam_search import BeamDecoder
-from ..decode.language_model import language_model_for
-from ..decode.ngrams import ngram_order
+from ..decode.language_model import language_model_for, ngram_order
 from ..decode.search import (BEAM_WIDTHS, LM_WEIGHTS, SETTINGS, WORD_BONUSES, at_edge, choose,
-                                  search_beam_settings)
+                                        search_beam_settings)
 from .ensemble import checkpoint_name
 from .session import (LogProbs, Session, check_unheard, compute_log_probs, note_changes,
-                                  open_session)
+                                           open_session)
 from .significance import bootstrap_interval, paired_bootstrap
-from ..train.greedy import greedy_texts
 
 # %% ../../nbs/5_evaluate/23_evaluate.ipynb #greedy
 @dataclass(frozen=True)
@@ -287,3 +291,35 @@ def search_table(record: Record,
     models = {d.settings.get('language_model_sha256') for d in record.decodes if d.key[1:] == (decoder, checkpoint)}
     same = [s for s in found if s.language_model_sha256 in models] # that a decoding has used
     return pd.DataFrame((same or found)[-1].grid)
+
+# %% ../../nbs/5_evaluate/23_evaluate.ipynb #pseudo-label
+def pseudo_label(checkpoint: str,          # the teacher's file
+                 decoder=Beam(search=True), # or `Greedy()`, `Beam(…)`
+                 overrides=(),             # where the corpus is: 'data.path=…'
+                 device: str = 'auto',
+                 folder='results'          # of records, where the search is kept
+                ) -> dict:                 # utterance id → transcript
+    "Write a transcript for every training utterance without one; ValueError where there is none"
+    session = open_session(checkpoint, overrides, device, folder)
+    silent = untranscribed(session.corpus)
+    if not len(silent.manifest): raise ValueError(f'{session.corpus.name}: every training utterance has a transcript; leave the text '
+                                    'of others empty, or set data.transcribed')
+    labels = {}
+    transcribe, settings = decoder.open(session)
+    for rows in chunked(silent.manifest.index, 2000): # that many are in memory
+        block = replace(silent, manifest=silent.manifest.loc[rows])
+        outputs = compute_log_probs(session.loaded, block, 'train', cache=session.data.cache)
+        labels |= zip(outputs.ids, transcribe(outputs.log_probs))
+    path = write_labels(checkpoint, session.loaded.weights_sha256, silent, labels, settings)
+    like_large = session.loaded.config.text.alphabet == 'train' and count_parameters(session.loaded.model) > 5e6
+    student = 'few_transcripts' + '_large' * like_large
+    print(f'{len(labels)} transcripts are written ({settings_text(settings) if settings else "greedy"}): {path}\n'
+          f'Next: self-distill train --config configs/{student}.yaml teacher.checkpoint={checkpoint} …')
+    return labels
+
+# %% ../../nbs/5_evaluate/23_evaluate.ipynb #labels-of
+def labels_of(checkpoint: str, **known # as for `pseudo_label`
+             ) -> dict: # utterance id → transcript
+    "The transcripts that a teacher has written, or writes now"
+    with suppress(CheckpointError): return read_labels(checkpoint)
+    return pseudo_label(checkpoint, **known)

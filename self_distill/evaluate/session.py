@@ -18,13 +18,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..data.batches import output_frames
 from ..train.checkpoint import LoadedModel
-from ..core.config import Config, DataConfig
-from ..core.config_io import apply_override, build_config, config_dict, differences
+from ..core.config import Config, DataConfig, apply_override, build_config, config_dict, differences
 from ..data.corpora import Corpus, fingerprint, heard, load_corpus
 from .ensemble import checkpoint_name, open_model
 from ..core.environment import pick_device
 from ..data.features import normalize
-from ..data.file_facts import store
+from ..data.feature_cache import store
 from ..core.files import locked, root_path
 from ..train.model import count_parameters
 from ..core.records import (Record, RecordError, Teacher, changed, new_record, read_record, record_path, utterances_of,

@@ -18,14 +18,13 @@ import psutil
 from filelock import FileLock, Timeout
 
 from ..train.checkpoint import CheckpointError, load_checkpoint, weights_hash
-from ..core.config_io import config_file, differences
+from ..core.config import config_file, differences
 from ..evaluate.ensemble import numbered_checkpoints
 from ..evaluate.ensemble_table import evaluate_ensemble
 from ..core.environment import end_with_parent
-from ..evaluate.evaluate import Greedy, evaluate, is_recorded
+from ..evaluate.evaluate import Greedy, evaluate, is_recorded, labels_of
 from .figure_arrays import add_figure_arrays
 from ..core.files import check_writable, root_path, user_folder
-from ..evaluate.labelling import labels_of
 from .plan import PlanError, Run, load_plan
 from ..core.records import Record, read_record, record_path
 from ..train.training import train

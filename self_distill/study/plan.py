@@ -16,8 +16,7 @@ from typing import Annotated, Any, Optional
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..decode.beam_search import WIDEST
-from ..core.config import Config, at_most
-from ..core.config_io import apply_override, config_file, differences, dotted, load_config, read_config_file
+from ..core.config import Config, apply_override, at_most, config_file, differences, dotted, load_config, read_config_file
 from ..evaluate.evaluate import DEFAULTS, Beam, Greedy, check_decoder_name
 from ..core.files import root_path
 

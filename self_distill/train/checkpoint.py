@@ -13,8 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ..core.config import Config
-from ..core.config_io import stored_config
+from ..core.config import Config, stored_config
 from ..core.files import atomic_write, refuse_special, root_path, sync_folder, writing
 from ..data.corpora import Corpus, heard
 from ..data.text import Tokenizer

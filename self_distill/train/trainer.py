@@ -16,8 +16,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from .checkpoint import CheckpointError, copy_checkpoint, load_checkpoint, remove_unfinished, save_checkpoint
-from ..core.config import Config
-from ..core.config_io import config_dict, differences, stored_config
+from ..core.config import Config, config_dict, differences, stored_config
 from ..core.files import root_path, writing
 from .learner import Learner, TrainingError, loader
 from .model import count_parameters

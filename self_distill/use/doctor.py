@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 import self_distill
 from ..core.environment import computes_bfloat16, device_state, git_state, package_versions
 from ..core.files import check_writable, root_path
-from ..decode.ngrams import estimate_arpa, load_language_model
+from ..decode.language_model import estimate_arpa, load_language_model
 
 # %% ../../nbs/7_use/28_doctor.ipynb #packages
 def _unmet(): # 'torch>=2 (1.13)'; KenLM has a check of its own

@@ -16,7 +16,7 @@ from matplotlib.image import imsave
 import self_distill
 from ..train.checkpoint import CheckpointError, load_model
 from ..evaluate.compare import compare, pooled_counts
-from ..core.config_io import stored_config
+from ..core.config import stored_config
 from ..data.corpora import load_corpus
 from ..data.feature_cache import file_kinds
 from ..data.features import read_audio

@@ -18,7 +18,7 @@ import numpy as np, torch
 from fastcore.basics import chunked
 from tqdm.auto import tqdm
 
-from ..decode.beam_search import FRAME_SECONDS, Word
+from ..decode.beam_search import FRAME_SECONDS, Word, decoder_labels
 from ..train.checkpoint import LoadedModel
 from ..evaluate.ensemble import open_model
 from ..core.environment import pick_device
@@ -27,7 +27,6 @@ from ..data.feature_cache import compute_features, file_kinds
 from ..data.features import Recording, add_deltas, log_mel, mfcc, normalize
 from ..core.files import from_here
 from ..evaluate.session import Session, log_probs_of, open_corpus, open_record
-from ..decode.prefix_search import decoder_labels
 from ..data.text import WORD_START
 
 # %% ../../nbs/7_use/23a_transcribe.ipynb #speech-spans
