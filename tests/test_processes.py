@@ -14,6 +14,8 @@ from self_distill.train.training import train
 
 WORKER = '''
 import json, sys
+from self_distill.core.config import build_config
+from self_distill.train.training import train
 train(build_config(json.loads(sys.argv[1])))
 '''
 

@@ -313,6 +313,7 @@ def test_where_folders_cannot_be_made_the_error_says_so(shared_cache, root):
 SIGNALLED = """
 import signal, sys
 from self_distill.core.config import build_config
+from self_distill.train.trainer import Trainer
 values = dict(run='signals', threads=1, data=dict(utterances=48, cache=sys.argv[1]), model=dict(num_layers=2, hidden_size=64, conv_channels=32),
               training=dict(epochs=4, batch_size=6, gradient_accumulation_steps=1))
 def train(every):

@@ -63,8 +63,7 @@ class DataConfig:
     utterances: at_most(50_000) = 600 # size of the demo corpus
     seed: Seed = 0                   # seed of the demo corpus
     cache: str = free('cache')       # folder of computed features
-    keep_features: bool = free(True) # store them; False: compute them in every epoch
-    check_hours: NonNegative = 50.0  # a corpus up to this size is read as a whole first, a larger one as it is needed
+    keep_features: bool = free(True) # compute and store all before training; False: compute them in every epoch
     allow_leaks: bool = False        # go on where test data were heard in training; the record says so
     transcribed: Share = 1.0         # share of training transcripts used; the others are hidden
     on_error: Literal['raise', 'skip'] = 'raise'

@@ -18,7 +18,7 @@ from fastcore.basics import patch
 
 from ..core.config import DataConfig, FeatureConfig, TextConfig
 from .demo import demo_corpus
-from .feature_cache import FeatureCache, content_hashes, file_stamp, frames_in, kept, refuse_long, refuse_other_length, width_of
+from .feature_cache import FeatureCache, content_hashes, file_stamp, kept, refuse_long, refuse_other_length
 from .features import FRAMES_PER_SECOND, corpus_statistics
 from ..core.files import file_sha256, refuse_special, root_path, user_folder
 from .manifest import COLUMNS, SPLITS, UNKNOWN, check_manifest, complete, first_few
@@ -38,7 +38,6 @@ class Corpus:
     notes: list = field(default_factory=list)   # sentences about data that are used, and may not be what was meant
     changes: list = field(default_factory=list) # (written, normalized) of the transcripts that differ
     facts: Path|None = None # folder of what is kept of its files; None: nothing is
-    measure: object = None  # path -> frames, ... by its header; None where the manifest's frames are exact
 
 # %% ../../nbs/2_data/04_corpora.ipynb #corpus-rows
 @patch
@@ -182,26 +181,16 @@ FACTS = ['frames', 'width', 'seconds', 'rate'] # NaN where unknown; `duration` i
 
 def _facts_folder(cache): return cache.folder.with_name('facts')
 
-def _with_facts(manifest, positions, find, file, data, keep, what='headers'):
-    "`FACTS` of the rows at some positions, by `find(path)` where they are not kept, without rows of unusable files"
-    keys, paths = manifest.key.to_numpy()[positions], manifest.path.to_numpy()[positions]
-    found, faults = kept(file, keys, lambda i: find(paths[i]), '4f8', what, data.on_error == 'raise')
-    manifest.loc[manifest.index[positions], FACTS] = found
-    if not faults: return manifest
+def _with_facts(manifest, cache, data, keep):
+    "The rows whose files can be used, with `FACTS`: of the features, or of the headers where features are not kept"
+    whole = cache.keep or data.on_error == 'skip'
+    find, what = (cache.facts, 'features') if whole else (cache.header, 'headers')
+    found, faults = kept(_facts_folder(cache)/f'{what}.npy', manifest.key, lambda i: find(manifest.path[i]), '4f8', what,
+                         data.on_error == 'raise')
+    manifest[FACTS] = found
     def sound(row):
         if row.key in faults: raise ValueError(faults[row.key])
-    return keep(manifest, sound)[0]
-
-# %% ../../nbs/2_data/04_corpora.ipynb #outlined
-def _facts_from_headers(manifest, cache, data, keep):
-    "`FACTS` from the durations, and from headers where there is none, or none that tells the frames"
-    settings = cache.settings
-    arrays = np.array([os.path.splitext(p)[1].lower() in ('.mfc', '.npy') for p in manifest.path], bool)
-    unstated = np.flatnonzero(manifest.duration.isna() | arrays)
-    frames, width = frames_in(manifest.duration, settings.sample_rate), float(width_of(settings))
-    seconds = manifest.duration.mask(arrays) # the duration of an array is not compared with its frames
-    manifest = manifest.assign(frames=frames, width=width, seconds=seconds, rate=np.nan)
-    return _with_facts(manifest, unstated, cache.header, _facts_folder(cache)/'headers.npy', data, keep)
+    return keep(manifest, sound)[0] if faults else manifest
 
 def _seconds(table): return table.seconds.fillna(table.frames/FRAMES_PER_SECOND)
 
@@ -288,21 +277,6 @@ def _read_texts(manifest, text, share, keep, tokenizer):
     check_language(text, tokenizer, manifest.written)
     return keep(manifest, lambda row: _check_labels(row, tokenizer, own))[0], tokenizer
 
-# %% ../../nbs/2_data/04_corpora.ipynb #read-files
-def _read_files(manifest, cache, data, keep):
-    "The rows whose files can be used, with `FACTS`; whether all of them were read; a note where they were not"
-    manifest = _facts_from_headers(_stamped(manifest, cache, keep), cache, data, keep)
-    hours, frames = _seconds(manifest).sum()/3600, manifest.frames.sum()
-    size = cache.size(frames, manifest.width.max()) if len(manifest) else ''
-    if hours > data.check_hours and data.on_error == 'raise':
-        note = (f'{hours:.0f} hours are more than data.check_hours ({data.check_hours:g}): files are read, and damaged '
-                'ones found, when they are first needed')
-        return _check_lengths(manifest, keep), False, note + (f'. Their features take {size}' if cache.keep else '')
-    what = f'features: {size}' if cache.keep else 'features'
-    every = np.arange(len(manifest))
-    manifest = _with_facts(manifest, every, cache.facts, _facts_folder(cache)/'features.npy', data, keep, what)
-    return _check_lengths(manifest, keep), True, ''
-
 # %% ../../nbs/2_data/04_corpora.ipynb #refuse-division
 def _refuse_division(data):
     "ValueError for a protocol that the corpus has not, or a fold that the protocol has not"
@@ -328,18 +302,17 @@ def load_corpus(data: DataConfig,        # which corpus, where, how it is split
     keep = lambda manifest, check: _each_row(manifest, check, data.on_error, skipped)
     table, unused = _usable(complete(make(data, features) if table is None else table, source), source, keep)
     manifest, tokenizer = _read_texts(table, text, data.transcribed, keep, tokenizer)
-    manifest, exact, note = _read_files(manifest, cache, data, keep)
+    manifest = _check_lengths(_with_facts(_stamped(manifest, cache, keep), cache, data, keep), keep)
     check_manifest(manifest, f'{source} ({len(skipped)} utterances skipped)')
     facts, width = _facts_folder(cache), _one_width(manifest.width, source)
     _refuse_shared_recordings(manifest, source, facts)
     _warn_of_shared_speakers(manifest, source)
-    notes = [*_notes(unused, manifest, features.sample_rate), *([note] if note else [])]
+    notes = [*_notes(unused, manifest, features.sample_rate)]
     frames = manifest.frames.astype(int)
     duration = manifest.duration.fillna(_seconds(manifest))
     changes = [(a, b) for a, b in zip(manifest.written, manifest.text) if b and a != b]
     manifest = manifest[COLUMNS].assign(duration=duration, frames=frames).copy() # frees what the table held
-    return Corpus(data.corpus, manifest, cache, width, features.kind == 'log_mel', tokenizer, skipped, notes, changes,
-                  facts, None if exact else cache.header)
+    return Corpus(data.corpus, manifest, cache, width, features.kind == 'log_mel', tokenizer, skipped, notes, changes, facts)
 
 # %% ../../nbs/2_data/04_corpora.ipynb #demo
 def demo(data: DataConfig, features: FeatureConfig) -> pd.DataFrame:

@@ -8,7 +8,7 @@ __all__ = ['THREADS', 'ENDS', 'LONGEST', 'CACHE_FORMAT', 'file_stamp', 'stamp_ke
            'refuse_long', 'refuse_other_length', 'FeatureCache', 'width_of']
 
 # %% ../../nbs/2_data/02c_feature_cache.ipynb #imports
-import hashlib, json, os, shutil, stat, warnings
+import hashlib, json, os, stat, warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -318,11 +318,3 @@ def header(self: FeatureCache, path) -> tuple:
     except Exception: x = None
     x = x if isinstance(x, np.ndarray) and x.ndim == 2 else read_array(path) # which says what is wrong
     return *x.shape, np.nan, np.nan
-
-# %% ../../nbs/2_data/02c_feature_cache.ipynb #cache-size
-@patch
-def size(self: FeatureCache, frames, width) -> str:
-    "What the features of so many frames take, in words"
-    place = next(p for p in (self.folder, *self.folder.parents) if p.is_dir())
-    free = shutil.disk_usage(place).free
-    return f'{4*frames*width/1e9:.1f} GB in {self.folder}, where {free/1e9:.1f} GB are free'

@@ -46,7 +46,7 @@ def _run_notebook(config, overrides, run):
     path, output = files.notebook_path('30_train'), root_path('logs')/run/'train.ipynb'
     os.environ |= {'SELF_DISTILL_ROOT': str(root_path('.')), 'SELF_DISTILL_FROM': str(files.user_folder())}
     output.parent.mkdir(parents=True, exist_ok=True)
-    parameters = dict(config=str(_room('core.config_io').config_file(config)), overrides=list(overrides))
+    parameters = dict(config=str(_room('core.config').config_file(config)), overrides=list(overrides))
     try: execute_notebook(path, output, parameters, kernel_name='python3', cwd=path.parent, stdout_file=sys.stdout, stderr_file=sys.stderr)
     except PapermillExecutionError as e: raise RuntimeError(f'{e.evalue}; see {output}') from None
     typer.echo(f'The executed notebook is {output}')
@@ -55,7 +55,7 @@ def _run_notebook(config, overrides, run):
 def train(config: Config, overrides: Overrides = None,
           notebook: Annotated[bool, typer.Option(help='run nbs/30_train.ipynb by papermill, or train in this process')] = False):
     "Train a run from wherever it stands to its end."
-    settings = _room('core.config_io').load_config(config, overrides or [])
+    settings = _room('core.config').load_config(config, overrides or [])
     if notebook: return _run_notebook(config, overrides or [], settings.run)
     record = _room('train.training').train(settings)
     best = min(record.epochs, key=lambda e: e['wer'])
@@ -68,7 +68,7 @@ def train(config: Config, overrides: Overrides = None,
 @app.command()
 def prepare(overrides: Overrides = None, config: Config = 'configs/baseline.yaml'):
     "Look at a corpus before training: contents, faults, costs."
-    settings = _room('core.config_io').load_config(config, overrides or [])
+    settings = _room('core.config').load_config(config, overrides or [])
     if _room('use.prepare').prepare(settings).faults: raise typer.Exit(1)
 
 # %% ../../nbs/7_use/29_cli.ipynb #options
@@ -130,7 +130,7 @@ def lm(config: Config, overrides: Overrides = None,
        order: Annotated[int, typer.Option(min=1, max=6, help='longest n-gram, words')] = 3,
        text: _texts('text', 'more text to learn from, one sentence a line; may be repeated') = None):
     "Estimate language models of the training text."
-    settings = _room('core.config_io').load_config(config, overrides or [])
+    settings = _room('core.config').load_config(config, overrides or [])
     corpus = _room('data.corpora').load_corpus(settings.data, settings.text, settings.features)
     report = _room('decode.language_model').language_model_report(corpus, settings, order, text or [])
     typer.echo(report.drop(columns='file').set_index('order').T.to_string())
@@ -162,7 +162,7 @@ def pseudo_label(checkpoint: Teacher, data: Data = None, language_model: Languag
                  device: Device = 'auto'):
     "Write the training transcripts that are missing, for a student."
     decoder = _room('evaluate.evaluate').Beam(search=True, language_model=language_model, engine=engine)
-    _room('evaluate.labelling').pseudo_label(checkpoint, decoder, data or [], device)
+    _room('evaluate.evaluate').pseudo_label(checkpoint, decoder, data or [], device)
 
 # %% ../../nbs/7_use/29_cli.ipynb #transcribe-options
 Files = Annotated[list[str], typer.Argument(help='recordings, and folders of them')]
@@ -319,7 +319,7 @@ def doctor():
 def _plan_with(overrides, plan, place):
     "A plan, or a copy of it at a place under the root, with other settings in every row"
     if not overrides: return plan
-    room, settings = _room('core.config_io'), {}
+    room, settings = _room('core.config'), {}
     for override in overrides: room.apply_override(settings, override)
     row = dict(overrides=room.dotted(settings))
     parts = _room('study.plan').read_plan(plan).groups.items()
@@ -339,7 +339,7 @@ def demo(overrides: Overrides = None):
     for step, run in zip((1, 3), runs): # only what is not recorded yet
         where, teacher = dict(device=run.config.device, folder=DEMO_RECORDS), run.config.teacher
         typer.echo(f'\n{step} of 6: training {run.name}')
-        if teacher.pseudo_labels: _room('evaluate.labelling').labels_of(teacher.checkpoint, **where)
+        if teacher.pseudo_labels: _room('evaluate.evaluate').labels_of(teacher.checkpoint, **where)
         record = _room('train.training').train(run.config, DEMO_RECORDS)
         typer.echo(f'\n{step + 1} of 6: decoding {run.name}')
         more, evaluating = where | dict(why=run.frozen, again=False), _room('evaluate.evaluate')
