@@ -60,8 +60,8 @@ def test_a_resumed_run_has_the_same_numbers(root, workers, again):
     shutil.rmtree(whole.folder)
     if again: shutil.rmtree(root/'cache/teacher')
     stopped, log = student(), whole.log.lines.read_text()
-    logged = stopped._log_update
-    stopped._log_update = lambda *a: (logged(*a), stopped.update == 3 and os.kill(os.getpid(), signal.SIGTERM))[0]
+    counted = stopped._count
+    stopped._count = lambda *a: (counted(*a), stopped.update == 3 and os.kill(os.getpid(), signal.SIGTERM))[0]
     with pytest.raises(TrainingStopped): stopped.fit()
     resumed = student(training=dict(epochs=2, gradient_accumulation_steps=2, workers=workers))
     resumed.fit()

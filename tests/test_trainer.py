@@ -48,23 +48,29 @@ def copy(trained, root):
 
 @pytest.mark.parametrize('batch, steps', [(6, 1), (6, 2), (6, 4), (7, 3), (36, 3), (5, 8), ('frames', 2)])
 def test_every_utterance_is_in_one_update_an_epoch(batch, steps, shared_cache, monkeypatch):
-    windows = []
+    windows, seen = [], []
     def step(self, window, T):
         windows.append((int(self.train_set.epoch), T, [i for batch in window for i in batch.ids]))
         return dict(hard_ctc_loss=1., gradient_norm=1.)
+    def end_epoch(self):
+        seen.append(windows[:]); windows.clear()
+        self.epoch, self.window = self.epoch + 1, 0
     monkeypatch.setattr(Trainer, 'train_step', step)
+    monkeypatch.setattr(Trainer, 'end_epoch', end_epoch)
     sizes = dict(batch_frames=1200) if batch == 'frames' else dict(batch_size=batch)
     run = Trainer(short(shared_cache, **sizes, gradient_accumulation_steps=steps))
     run.log.rewind(0)
-    for epoch, T, stop in ((1, 4., False), (2, 3.5, True)):
-        windows.clear(); run.window = run.update = 0; run.epoch = epoch - 1
-        if stop:  # in the middle: what is left makes the same updates
-            with pytest.raises(trainer.TrainingStopped): run.run_epoch(['SIGTERM'], trainer.tqdm(disable=True))
-        run.run_epoch([], trainer.tqdm(disable=True))
+    run.epoch = 1
+    with pytest.raises(trainer.TrainingStopped): run._train(['SIGTERM']) # in the middle: what is left makes the same updates
+    run._train([])
+    run.epoch = 0
+    run._train([])
+    for (epoch, T), made in zip(((2, 3.5), (1, 4.), (2, 3.5)), seen, strict=True):
         make, size = (frame_batches, 1200) if batch == 'frames' else (epoch_batches, batch)
         batches = make(run.train_set.lengths, size, 0, epoch)
         expected = [[run.train_set.rows.id[i] for batch in batches[k:k + steps] for i in batch] for k in range(0, len(batches), steps)]
-        assert windows == [(epoch, T, ids) for ids in expected] and len(windows) == run.updates_per_epoch == run.update
+        assert made == [(epoch, T, ids) for ids in expected] and len(made) == run.updates_per_epoch
+    assert run.update == 3 * run.updates_per_epoch
     run.log.close()
 
 def test_an_update_is_the_same_in_one_batch_or_several(shared_cache):

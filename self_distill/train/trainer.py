@@ -47,34 +47,9 @@ def _windows(self: Trainer, epoch):
 
 # %% ../../nbs/3_train/17a_trainer.ipynb #run-updates
 @patch
-def run_epoch(self: Trainer,
-              stops: list, # names of stop signals that came
-              bar          # of progress
-             ):
-    "The updates of the next epoch, from where it was left"
-    epoch, start = self.epoch + 1, time.perf_counter()
-    self.model.train()
-    self.train_set.set_epoch(epoch)
-    for window in self._windows(epoch):
-        with held_signals(): numbers = self.train_step(window, self.temperature(epoch))
-        self.update, self.window = self.update + 1, self.window + 1
-        numbers = self._log_update(numbers, self.temperature(epoch))
-        self.seconds, start = self.seconds + time.perf_counter() - start, time.perf_counter()
-        read = dict(best_dev_wer=f'{self.best:.2f}') if self.history else {}
-        bar.set_postfix(epoch=epoch, loss=f'{numbers["loss"]:.3f}', **read, refresh=False)
-        bar.update()
-        if any_process(bool(stops), self.device): self._stop(stops[0] if stops else 'another process')
-
-# %% ../../nbs/3_train/17a_trainer.ipynb #temperature
-@patch
-def temperature(self: Trainer, epoch: int) -> float: # epochs are counted from 1
-    "T of an epoch of this run"
-    return temperature_at(epoch, self.config.training.epochs, self.config.temperature)
-
-# %% ../../nbs/3_train/17a_trainer.ipynb #log-update
-@patch
-def _log_update(self: Trainer, numbers, T):
-    "Log one update's numbers, add them to the sums of the epoch, and return them with the loss"
+def _count(self: Trainer, numbers, T, bar):
+    "One more update is made: log its numbers, and show them"
+    self.update, self.window = self.update + 1, self.window + 1
     weighted = {f'{k}_weighted': w * numbers[k] for k, w in self.objective.weights.items()}
     numbers = numbers | weighted | {'loss': sum(weighted.values())}
     finite = {k: v for k, v in numbers.items() if math.isfinite(v)}
@@ -83,7 +58,15 @@ def _log_update(self: Trainer, numbers, T):
     for k, v in finite.items():
         total, count = self.sums.get(k, (0., 0))
         self.sums[k] = [total + v, count + 1]
-    return numbers
+    read = dict(best_dev_wer=f'{self.best:.2f}') if self.history else {}
+    bar.set_postfix(epoch=self.epoch + 1, loss=f'{numbers["loss"]:.3f}', **read, refresh=False)
+    bar.update()
+
+# %% ../../nbs/3_train/17a_trainer.ipynb #temperature
+@patch
+def temperature(self: Trainer, epoch: int) -> float: # epochs are counted from 1
+    "T of an epoch of this run"
+    return temperature_at(epoch, self.config.training.epochs, self.config.temperature)
 
 # %% ../../nbs/3_train/17a_trainer.ipynb #payload
 @patch
@@ -192,13 +175,6 @@ def _teacher_wer(self: Trainer):
     return teacher_wer(self.teacher) if data['fingerprint']['dev'] == self.data['fingerprint']['dev'] else None
 
 @patch
-def _say_temperature(self: Trainer):
-    "Where the teacher's answers are softened otherwise from the next epoch on"
-    T, after = self.temperature(self.epoch), self.temperature(self.epoch + 1)
-    if T != after and self.epoch < self.config.training.epochs and is_asked(self.config):
-        self.log.say(f'Temperature {after} from epoch {self.epoch + 1}')
-
-@patch
 def end_epoch(self: Trainer):
     "Validate, save, and say how the run stands"
     c, start = self.config, time.perf_counter()
@@ -210,7 +186,6 @@ def end_epoch(self: Trainer):
     validation = time.perf_counter() - start
     self.log.say(epoch_sentence(self.history[-1], c.training.epochs, self.best, validation))
     for text in check_course(self.epoch, self.best, c.monitoring, self._teacher_wer()): self.log.say(text)
-    self._say_temperature()
 
 # %% ../../nbs/3_train/17a_trainer.ipynb #name-checkpoints
 @patch
@@ -282,16 +257,6 @@ def store_answers(self: Trainer, stops=()): # names of stop signals that came
         check=lambda: stops and self._stop(stops[0]), say=self.log.say)
     self.seconds += time.perf_counter() - start
 
-# %% ../../nbs/3_train/17a_trainer.ipynb #train-epochs
-@patch
-def _train_epochs(self: Trainer, stops):
-    "From wherever the run stands to its last epoch"
-    shown = dict(mininterval=0.5 if sys.stderr.isatty() else 60, leave=False, disable=rank() > 0 or 'TQDM_DISABLE' in os.environ)
-    with tqdm(total=self.updates, initial=self.update, unit='update', **shown) as bar:
-        while self.epoch < self.config.training.epochs:
-            self.run_epoch(stops, bar)
-            self.end_epoch()
-
 # %% ../../nbs/3_train/17a_trainer.ipynb #fit-checks
 @patch
 def _check_best(self: Trainer):
@@ -309,21 +274,49 @@ def _check_alike(self: Trainer):
 
 # %% ../../nbs/3_train/17a_trainer.ipynb #fit
 @patch
+def _begin(self: Trainer, stops):
+    "Stand where the run was left, check that it can go on, and say what it is"
+    with process_0_first(): resumed = self.resume()
+    wait()
+    self._check_alike()
+    self.name_checkpoints(again=True)
+    self._check_best()
+    self.log.rewind(self.update)
+    self._introduce(resumed)
+    if not resumed: self.save()
+    if self.epoch < self.config.training.epochs:
+        with process_0_first(): self.store_answers(stops)
+
+@patch
+def _progress(self: Trainer):
+    "A bar of all updates"
+    shown = dict(mininterval=0.5 if sys.stderr.isatty() else 60, leave=False, disable=rank() > 0 or 'TQDM_DISABLE' in os.environ)
+    return tqdm(total=self.updates, initial=self.update, unit='update', **shown)
+
+# %% ../../nbs/3_train/17a_trainer.ipynb #551a1749
+@patch
+def _train(self: Trainer, stops):
+    "Every epoch that is not done, update by update"
+    with self._progress() as bar:
+        for epoch in range(self.epoch + 1, self.config.training.epochs + 1):
+            start, T = time.perf_counter(), self.temperature(epoch)
+            self.model.train()
+            self.train_set.set_epoch(epoch)
+            for window in self._windows(epoch):
+                with held_signals(): numbers = self.train_step(window, T)
+                self._count(numbers, T, bar)
+                self.seconds, start = self.seconds + time.perf_counter() - start, time.perf_counter()
+                if any_process(bool(stops), self.device): self._stop(stops[0] if stops else 'another process')
+            self.end_epoch()
+
+# %% ../../nbs/3_train/17a_trainer.ipynb #522fdedd
+@patch
 def fit(self: Trainer):
     "Train from wherever the run stands to its end; TrainingStopped or TrainingError where that fails"
     try:
         with self.locked(), stop_requests() as stops, closing(self.log):
-            with process_0_first(): resumed = self.resume()
-            wait()
-            self._check_alike()
-            self.name_checkpoints(again=True)
-            self._check_best()
-            self.log.rewind(self.update)
-            self._introduce(resumed)
-            if not resumed: self.save()
-            if self.epoch < self.config.training.epochs:
-                with process_0_first(): self.store_answers(stops)
-            self._train_epochs(stops)
+            self._begin(stops)
+            self._train(stops)
     except OSError as e:
         raise TrainingError(f'{e}. What was saved is intact; when this is mended, the same command resumes') from e
     except torch.OutOfMemoryError as e:
