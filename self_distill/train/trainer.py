@@ -186,6 +186,8 @@ def end_epoch(self: Trainer):
     validation = time.perf_counter() - start
     self.log.say(epoch_sentence(self.history[-1], c.training.epochs, self.best, validation))
     for text in check_course(self.epoch, self.best, c.monitoring, self._teacher_wer()): self.log.say(text)
+    T, after = self.temperature(self.epoch), self.temperature(self.epoch + 1)
+    if T != after and self.epoch < c.training.epochs and is_asked(c): self.log.say(f'Temperature {after} from epoch {self.epoch + 1}')
 
 # %% ../../nbs/3_train/17a_trainer.ipynb #name-checkpoints
 @patch
