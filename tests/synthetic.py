@@ -5,7 +5,7 @@ import numpy as np, pandas as pd
 from scipy.special import log_softmax
 
 from self_distill.core.environment import Device, Git
-from self_distill.study.figure_arrays import figure_arrays
+from self_distill.study.experiments import figure_arrays
 from self_distill.core.files import atomic_write
 from self_distill.core.metrics import PARTS, errors_of
 from self_distill.evaluate.session import LogProbs

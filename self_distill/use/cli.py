@@ -345,7 +345,7 @@ def demo(overrides: Overrides = None):
         more, evaluating = where | dict(why=run.frozen, again=False), _room('evaluate.evaluate')
         for split in run.splits: evaluating.evaluate(run.checkpoint, split, run.decoders, **more)
         if 'entropy/temperature' not in record.arrays:
-            _room('study.figure_arrays').add_figure_arrays(run.checkpoint, **where)
+            _room('study.experiments').add_figure_arrays(run.checkpoint, **where)
     room, systems = _room('evaluate.compare'), named_systems([run.name for run in runs], DEMO_RECORDS)
     typer.echo(f'\n5 of 6: comparison\n\n{room.comparison_text(room.compare(systems, "test"))}')
     typer.echo('\nNot trained here: a control, one model for as long as both. '
