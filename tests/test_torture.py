@@ -64,7 +64,7 @@ def fill(folder):
 
 MOMENTS = dict(
     step=lambda n: patched(learner.Objective, 'forward', n, die),
-    after_the_update=lambda n: patched(Trainer, '_log_update', n, die),
+    after_the_update=lambda n: patched(Trainer, '_count', n, die),
     validation=lambda n: patched(Trainer, 'recognize', n, die),
     half_a_checkpoint=lambda n: patched(torch, 'save', n, half_written),
     before_the_rename=lambda n: patched(os, 'replace', n, die),

@@ -232,7 +232,7 @@ def _run_notes(systems):
 def _settings_note(systems, split, decoder):
     "Settings of a decoder that differ between the runs"
     used = [d.settings for _, d in _decodes(systems, split, decoder)]
-    aside = 'language_model', 'language_model_sha256', 'searched'
+    aside = 'language_model', 'language_model_sha256', 'searched', 'blank_threshold' # of older records
     keys = [k for k in dict.fromkeys(k for u in used for k in u) if k not in aside]
     values = {k: sorted({str(u.get(k)) for u in used}) for k in keys}
     differing = [f'{k} {", ".join(v)}' for k, v in values.items() if len(v) > 1]

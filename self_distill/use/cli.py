@@ -47,7 +47,8 @@ def _run_notebook(config, overrides, run):
     os.environ |= {'SELF_DISTILL_ROOT': str(root_path('.')), 'SELF_DISTILL_FROM': str(files.user_folder())}
     output.parent.mkdir(parents=True, exist_ok=True)
     parameters = dict(config=str(_room('core.config').config_file(config)), overrides=list(overrides))
-    try: execute_notebook(path, output, parameters, kernel_name='python3', cwd=path.parent, stdout_file=sys.stdout, stderr_file=sys.stderr)
+    shown = dict(stdout_file=sys.stdout, stderr_file=sys.stderr)
+    try: execute_notebook(path, output, parameters, kernel_name='python3', cwd=path.parent, **shown)
     except PapermillExecutionError as e: raise RuntimeError(f'{e.evalue}; see {output}') from None
     typer.echo(f'The executed notebook is {output}')
 
