@@ -1,9 +1,8 @@
-"Bad input of every kind: the mistakes of the page nbs/pages/34_bad_input.ipynb and more of each kind, random input, downloads."
+"Bad input of every kind: the mistakes of mistakes.py and more of each kind, random input, downloads."
 import hashlib, http.server, io, json, os, re, sys, tarfile, threading
 from pathlib import Path
-from types import SimpleNamespace
 
-import nbformat, numpy as np, pandas as pd, pytest, torch
+import mistakes as P, numpy as np, pandas as pd, pytest, torch
 from conftest import ROOT
 from hypothesis import HealthCheck, given, settings, strategies as st
 
@@ -22,14 +21,6 @@ from self_distill.core.records import read_record
 from self_distill.data.text import Tokenizer, normalize_text
 from self_distill.train.trainer import Trainer
 
-def page():
-    "What the page's code defines, without its tables and times"
-    names = {}
-    for cell in nbformat.read(ROOT/'nbs/pages/34_bad_input.ipynb', as_version=4).cells:
-        if cell.cell_type == 'code' and cell.id != 'cost': exec(re.sub(r"(?m)^table\('.*'\)$", '', cell.source), names)
-    return SimpleNamespace(**names)
-
-P = page()
 G = P.GOOD
 
 def written(path, content):
