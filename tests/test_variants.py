@@ -156,12 +156,8 @@ def test_ensembles_in_records(root, results):
     record = read_record(record_path('pictures', results))
     assert {d.checkpoint for d in record.decodes} == {'epoch_004', 'epoch_005', 'epoch_006', 'ensemble_004_005_006', 'average'}
     table = evaluate_ensemble([BEST, 'models/other/checkpoint_best.pt'], 'test', why='a test', folder=results)
-    assert list(table.model) == ['mean of probabilities', 'likeliest transcript']
-    assert list(read_ledger(f'{results}/test_ledger.jsonl').run) == ['ensemble_of_other_pictures'] * 2
-    def texts(record, decoder): return next(d.hypotheses for d in record.decodes if (d.split, d.decoder) == ('test', decoder))
-    alone = [texts(evaluate(f'models/{run}/checkpoint_best.pt', 'test', folder=results, show=False), 'greedy') for run in ('other', 'pictures')]
-    chosen = texts(read_record(record_path('ensemble_of_other_pictures', results)), 'likeliest')
-    assert all(c in pair for c, pair in zip(chosen, zip(*alone))) and chosen not in alone
+    assert list(table.model) == ['mean of probabilities']
+    assert list(read_ledger(f'{results}/test_ledger.jsonl').run) == ['ensemble_of_other_pictures']
 
 # the language model
 

@@ -146,7 +146,7 @@ def ensemble(data: Data = None,
              epochs: Annotated[str, _option('epochs', 'which of them  [default: 70,75,80; all with --best]')] = '',
              best: Annotated[Optional[int], typer.Option(min=2, help='of these, the N with the lowest dev WER')] = None,
              split: Split = 'dev', why: Why = 'self-distill ensemble', device: Device = 'auto'):
-    "Several checkpoints as one: means of probabilities or weights, likeliest transcript."
+    "Several checkpoints as one: means of probabilities or weights."
     if bool(run) == bool(checkpoint) or checkpoint and (epochs or best):
         raise ValueError('name the members: either --run (with --epochs 70,75,80 or --best 3), '
                          'or --checkpoint twice or more')
