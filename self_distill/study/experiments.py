@@ -224,6 +224,7 @@ for number, (run, teachers) in enumerate(config["after"].items()):
             " 2>>{config[root]:q}/logs/{params.run}/experiment.log"
 """
 
+# %% ../../nbs/6_study/26_experiments.ipynb #new-call
 def _threads(jobs): # of one job, where its config names none; Snakemake would give it one
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     return os.environ.get('OMP_NUM_THREADS') or max(1, min(cores, psutil.cpu_count(logical=False) or cores)//jobs)

@@ -173,7 +173,7 @@ UseBeam = Annotated[bool, _option('beam', "with the n-gram of the model's traini
 GivenModel = Annotated[Optional[str], _option('language_model', 'with this ARPA file')]
 Pause = Annotated[float, typer.Option(min=0, help='seconds of quiet at which a recording is cut; 0: windows of 30 s')]
 
-# %% ../../nbs/7_use/29_cli.ipynb #transcribe
+# %% ../../nbs/7_use/29_cli.ipynb #places
 def _places(found, format, folder):
     "The file of each recording that has no transcript yet; one that is there may have been corrected, and is kept"
     suffix = 'txt' if format == 'text' else format
@@ -185,6 +185,7 @@ def _places(found, format, folder):
         typer.echo(f'{kept} of {len(found)} transcripts are in {folder} already and stay as they are', err=True)
     return left
 
+# %% ../../nbs/7_use/29_cli.ipynb #transcribe
 @app.command()
 def transcribe(files: Files, checkpoint: Checkpoints, format: Format = 'text', folder: Folder = None,
                beam: UseBeam = False, language_model: GivenModel = None, lm_weight: LMWeight = None,

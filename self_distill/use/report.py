@@ -140,7 +140,7 @@ def _open(record, checkpoint, overrides, opened):
     if repr(wanted) not in opened: opened[repr(wanted)] = load_corpus(*wanted)
     return loaded, opened[repr(wanted)]
 
-# %% ../../nbs/7_use/24a_report.ipynb #report-media
+# %% ../../nbs/7_use/24a_report.ipynb #report-posteriors
 def _posteriors(record, checkpoint, split, loaded, corpus):
     "Utterance → (T', V) probabilities, if the weights are those that were decoded"
     decoded = next(d for d in record.decodes if (d.split, d.checkpoint) == (split, checkpoint)).weights_sha256
@@ -148,6 +148,7 @@ def _posteriors(record, checkpoint, split, loaded, corpus):
     found = compute_log_probs(loaded, corpus, split, cache=loaded.config.data.cache)
     return dict(zip(found.ids, map(np.exp, found.log_probs)))
 
+# %% ../../nbs/7_use/24a_report.ipynb #report-media
 def media_of(utterances: list, # those to hear and see
              systems: list,    # of System
              split: str,       # 'dev' or 'test'

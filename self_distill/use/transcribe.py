@@ -210,6 +210,17 @@ def _clock(seconds): # 01:02:05.040
     ms = round(1000*seconds)
     return f'{ms//3600000:02}:{ms//60000 % 60:02}:{ms//1000 % 60:02}.{ms % 1000:03}'
 
+def _subtitles(groups, texts, format): # shown for a second at least, where the next one leaves it
+    "Phrases as the text of an SRT or VTT file"
+    cues = []
+    for n, (g, text, after) in enumerate(zip(groups, texts, [*(g[0].start for g in groups[1:]), math.inf]), 1):
+        times = f'{_clock(g[0].start)} --> {_clock(max(g[-1].end, min(g[0].start + 1, after)))}'
+        lines = '\n'.join(textwrap.wrap(text, 42))
+        if format == 'srt': cues.append(f'{n}\n{times.replace(".", ",")}\n{lines}')
+        else: cues.append(f'{times}\n{html.escape(lines, quote=False)}')
+    return '\n\n'.join(cues if format == 'srt' else ['WEBVTT', *cues])
+
+# %% ../../nbs/7_use/23a_transcribe.ipynb #written
 def written(t: Transcript,
             format: str # one of `FORMATS`
            ) -> str:
@@ -228,13 +239,7 @@ def written(t: Transcript,
         rows = [f'{t.file}\t{max(low, g[0].start - 0.2):.2f}\t{min(high, g[-1].end + 0.2):.2f}\t{text}'
                 for low, g, text, high in zip(borders, groups, texts, borders[1:])]
         return '\n'.join(['path\tstart\tend\ttext', *rows])
-    cues = []
-    for n, (g, text, after) in enumerate(zip(groups, texts, [*(g[0].start for g in groups[1:]), math.inf]), 1):
-        times = f'{_clock(g[0].start)} --> {_clock(max(g[-1].end, min(g[0].start + 1, after)))}'
-        lines = '\n'.join(textwrap.wrap(text, 42))
-        if format == 'srt': cues.append(f'{n}\n{times.replace(".", ",")}\n{lines}')
-        else: cues.append(f'{times}\n{html.escape(lines, quote=False)}')
-    return '\n\n'.join(cues if format == 'srt' else ['WEBVTT', *cues])
+    return _subtitles(groups, texts, format)
 
 # %% ../../nbs/7_use/23a_transcribe.ipynb #find-recordings
 READ = 'wav flac ogg oga opus mp3 aif aiff au caf sph w64'.split()
