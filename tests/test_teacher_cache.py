@@ -1,4 +1,4 @@
-"A student whose teacher has answered once: the same losses, resumed and restarted runs, and when the teacher is asked all the same."
+"A student whose teacher was computed once: the same losses, resumed and restarted runs, and when the teacher is computed all the same."
 import os, shutil, signal
 from dataclasses import replace
 
@@ -40,20 +40,20 @@ def losses(run):
 
 def files(root): return sorted(p.name for p in root.glob('cache/teacher/[!.]*'))
 
-def asked(root): return [line for line in (root/'logs/training.log').read_text().splitlines() if 'Teacher asked' in line]
+def asked(root): return [line for line in (root/'logs/training.log').read_text().splitlines() if 'eacher computed' in line or 'eacher outputs' in line]
 
 def state(run): return [*run.model.state_dict().values(), *run.average.state_dict().values(), *run.objective.state_dict().values()]
 
-def test_losses_are_those_of_a_teacher_that_is_asked(root):
+def test_losses_are_those_of_a_teacher_that_has_teacher(root):
     online = student('online', 0.0)
     online.fit()
     cached = student('cached')
     cached.fit()
-    assert online.train_set.answers is None and cached.train_set.answers and len(files(root)) == 2
+    assert online.train_set.stored is None and cached.train_set.stored and len(files(root)) == 2
     assert losses(online).shape[1] == 7
     np.testing.assert_allclose(losses(cached), losses(online), rtol=1e-3)
 
-@pytest.mark.parametrize('workers, again', [(0, False), (2, True)], ids=['answers kept', 'answers lost'])
+@pytest.mark.parametrize('workers, again', [(0, False), (2, True)], ids=['outputs kept', 'outputs lost'])
 def test_a_resumed_run_has_the_same_numbers(root, workers, again):
     whole = student()
     whole.fit()
@@ -70,31 +70,31 @@ def test_a_resumed_run_has_the_same_numbers(root, workers, again):
 
 def test_answers_cut_short_are_computed_again_and_nothing_is_left(root, monkeypatch):
     run = student()
-    run.store_answers()
-    before, rows = files(root), run.train_set.answers(0, 2)
+    run.store_outputs()
+    before, rows = files(root), run.train_set.stored(0, 2)
     for name in before: (root/'cache/teacher'/name).unlink()
-    ask, calls = teacher_cache._ask, []
+    compute, calls = teacher_cache._compute, []
     def pulled(*arguments):
         calls.append(arguments)
         if len(calls) == 4: raise KeyboardInterrupt  # the plug
-        return ask(*arguments)
+        return compute(*arguments)
     with monkeypatch.context() as patch:
-        patch.setattr(teacher_cache, '_ask', pulled)
-        with pytest.raises(KeyboardInterrupt): student().store_answers()
+        patch.setattr(teacher_cache, '_compute', pulled)
+        with pytest.raises(KeyboardInterrupt): student().store_outputs()
     assert not files(root)
     (root/f'cache/teacher/.{before[0]}.0a.tmp').write_bytes(b'killed')
-    with pytest.raises(TrainingStopped): student().store_answers(['SIGTERM'])
+    with pytest.raises(TrainingStopped): student().store_outputs(['SIGTERM'])
     run = student()
-    run.store_answers()
-    assert files(root) == before and torch.equal(run.train_set.answers(0, 2), rows)
+    run.store_outputs()
+    assert files(root) == before and torch.equal(run.train_set.stored(0, 2), rows)
     assert not list(root.glob('cache/teacher/.*.tmp'))
 
 def test_answers_of_others_are_not_read(root):
     def file(**changes):
         run = student()
         for name, value in changes.items(): setattr(run, name, value)
-        run.store_answers()
-        return run.train_set.answers.file.name
+        run.store_outputs()
+        return run.train_set.stored.file.name
     run = student()
     other = load_model('models/teacher/checkpoint_best.pt')
     data = dict(run.data, fingerprint=run.data['fingerprint'] | dict(train='0' * 64))
@@ -107,6 +107,6 @@ def test_answers_of_others_are_not_read(root):
     (AUGMENT, 1e-6, 'and teacher.cache is 1e-06'), (AUGMENT, 0.0, None)], ids=['stretch', 'limit', 'off'])
 def test_why_a_teacher_is_asked_at_every_step(root, augment, cache, why):
     run = student('online', cache, augment)
-    run.store_answers()
-    assert run.train_set.answers is None and not files(root)
+    run.store_outputs()
+    assert run.train_set.stored is None and not files(root)
     assert [why in line for line in asked(root)] == ([True] if why else [])

@@ -143,7 +143,7 @@ class TeacherConfig:
     own: Optional[str] = None        # 'my_module:my_teacher', a function that returns a model of yours (16_teacher)
     log_probs: Optional[str] = None  # a folder of stored log-probabilities, <id>.npy
     pseudo_labels: bool = False      # train on transcripts that the checkpoint wrote (16c_pseudo_labels)
-    cache: NonNegative = free(2.0)   # GB that a checkpoint may take for its answers (16a_teacher_cache); 0: none
+    cache: NonNegative = free(2.0)   # GB that a teacher's outputs may take on disk (16a_teacher_cache); 0: none
 
     @model_validator(mode='after')
     def _one(self):

@@ -338,7 +338,7 @@ class Reading(Section):
     revision: str | None # of the code
 
 # %% ../../nbs/1_core/13_records.ipynb #ledger-mend
-def _mend(file):
+def _repair(file):
     "Cut off a last line that was not written to its end, or end it where only the newline is missing"
     last = file.read().rpartition(b'\n')[2]
     if not last: return
@@ -360,7 +360,7 @@ def append_ledger(run: str,    # whose hypotheses were scored
     path = root_path(path)
     with locked(path), writing(path), open(path, 'a+b') as file:
         file.seek(0)
-        _mend(file)
+        _repair(file)
         file.write((json_line(reading.model_dump()) + '\n').encode())
         file.flush()
         os.fsync(file.fileno())

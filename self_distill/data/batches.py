@@ -53,7 +53,7 @@ class Utterance:
     labels: list
     text: str
     second: torch.Tensor|None = None # (T, F) another damaged view, where there are two
-    answer: torch.Tensor|None = None # (T', W) W numbers a frame, what a teacher says of `clean` (16a_teacher_cache)
+    stored: torch.Tensor|None = None # (T', W) W numbers a frame, what a teacher says of `clean` (16a_teacher_cache)
 
 # %% ../../nbs/2_data/05_batches.ipynb #encode-row
 def _encode(tokenizer, row, split):
@@ -85,7 +85,7 @@ class UtteranceDataset(torch.utils.data.Dataset):
         self.corpus, self.features, self.augment = corpus, features, augment
         self.seed, self.statistics, self.views = seed, statistics, views
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self.answers = None # stored ones of a teacher, (position, number of the pace) -> (T', W)
+        self.stored = None # stored ones of a teacher, (position, number of the pace) -> (T', W)
         rows = corpus.rows(split)
         silent = rows.text == ''
         self.untranscribed, self.keeps_untranscribed = int(silent.sum()), untranscribed
@@ -174,8 +174,8 @@ def __getitem__(self: UtteranceDataset, i) -> Utterance:
     generator = utterance_generator(self.seed, int(self.epoch), row.id)
     voice = self._normalized(self._voice(row, generator))
     pace, number = _pace(augment, generator)
-    clean, answer = _stretch(voice, labels, pace), self.answers and self.answers(i, number)
-    item = Utterance(row.id, clean, self._damage(clean, generator), labels, row.text, answer=answer)
+    clean, stored = _stretch(voice, labels, pace), self.stored and self.stored(i, number)
+    item = Utterance(row.id, clean, self._damage(clean, generator), labels, row.text, stored=stored)
     if self.views == 1: return item
     other = self._normalized(self._voice(row, generator)) if augment.warp else voice
     return replace(item, second=self._damage(_stretch(other, labels, pace), generator))
@@ -191,13 +191,13 @@ def set_epoch(self: UtteranceDataset, epoch: int):
 class Batch:
     "Padded utterances and their true lengths"
     ids: list
-    clean: torch.Tensor|None    # (B, T, F); None where a teacher's answers are stored
+    clean: torch.Tensor|None    # (B, T, F); None where a teacher's outputs are stored
     features: torch.Tensor      # (B, T, F)
     lengths: torch.Tensor       # (B,) input frames
     labels: torch.Tensor        # (B, L)
     label_lengths: torch.Tensor # (B,)
     texts: list
-    answers: torch.Tensor|None = None # (B, T', W) a teacher's, where they are stored
+    stored: torch.Tensor|None = None # (B, T', W) a teacher's, where they are stored
     weight: float = 1. # of its sums (`share_weight` of 05a_processes)
 
 # %% ../../nbs/2_data/05_batches.ipynb #each-tensor
@@ -214,12 +214,12 @@ def collate(utterances # a list of `Utterance`
     utterances = [*utterances, *(replace(u, features=u.second) for u in utterances if u.second is not None)]
     pad = lambda tensors: pad_sequence(tensors, batch_first=True)
     features = pad([u.features for u in utterances])
-    undamaged, answered = all(u.clean is u.features for u in utterances), utterances[0].answer is not None
-    clean = None if answered else features if undamaged else pad([u.clean for u in utterances])
+    undamaged, known = all(u.clean is u.features for u in utterances), utterances[0].stored is not None
+    clean = None if known else features if undamaged else pad([u.clean for u in utterances])
     labels = [torch.tensor(u.labels, dtype=torch.int64) for u in utterances]
     return Batch([u.id for u in utterances], clean, features, torch.tensor([len(u.features) for u in utterances]),
                  pad(labels), torch.tensor([len(l) for l in labels]), [u.text for u in utterances],
-                 pad([u.answer for u in utterances]) if answered else None)
+                 pad([u.stored for u in utterances]) if known else None)
 
 # %% ../../nbs/2_data/05_batches.ipynb #epoch-batches
 def epoch_batches(lengths,     # input frames of each utterance

@@ -291,7 +291,7 @@ def _refuse_division(data):
 def load_corpus(data: DataConfig,        # which corpus, where, how it is split
                 text: TextConfig,        # how transcripts are normalized, and the vocabulary
                 features: FeatureConfig, # what a frame is
-                tokenizer=None,          # of a model that shall read it; None: as `text` says
+                tokenizer=None,          # of a model that is to read it; None: as `text` says
                 table=None               # in place of what the corpus's function gives
                ) -> Corpus:
     "The corpus that `data` names, with texts normalized and features in the cache"

@@ -194,7 +194,7 @@ def _listed(found): return '; '.join(f'{name}: {", ".join(map(str, values))}' fo
 def has_other_teacher(student: Record,
                       teacher: Record # of the run that the student names
                      ) -> bool: # False where a record does not name its weights
-    "Whether a student was taught by other weights than its teacher's record names: it was trained anew since"
+    "Whether a student was taught by other weights than its teacher's record names: it was trained again since"
     named = {d.weights_sha256 for d in teacher.decodes} - {None}
     return bool(named and student.teacher.weights_sha256) and student.teacher.weights_sha256 not in named
 

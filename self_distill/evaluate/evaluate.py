@@ -30,7 +30,7 @@ from ..decode.language_model import language_model_for, ngram_order
 from ..decode.search import (BEAM_WIDTHS, LM_WEIGHTS, SETTINGS, WORD_BONUSES, at_edge, choose,
                                         search_beam_settings)
 from .ensemble import checkpoint_name
-from .session import (LogProbs, Session, check_unheard, compute_log_probs, note_changes,
+from .session import (LogProbs, Session, check_leaks, compute_log_probs, note_changes,
                                            open_session)
 from .significance import bootstrap_interval, paired_bootstrap
 
@@ -120,7 +120,7 @@ def _chosen(session, decoder):
 # %% ../../nbs/5_evaluate/23_evaluate.ipynb #search
 def _search(spec, session, decoder, grid):
     "Search on dev and keep the grid in the record; the chosen settings"
-    check_unheard(session, 'dev')
+    check_leaks(session, 'dev')
     dev = compute_log_probs(session.loaded, session.corpus, 'dev', cache=session.data.cache)
     table = search_beam_settings(decoder, dev.log_probs, dev.texts, **grid)
     best, edge = choose(table), at_edge(table)
@@ -253,7 +253,7 @@ def evaluate(checkpoint,            # file, several files (an ensemble), or `Loa
     there = checkpoint_name(session.loaded.path), session.loaded.weights_sha256
     wanted = [d for d in decoders if again or not is_recorded(session.record, split, d, *there)]
     if wanted:
-        check_unheard(session, split)
+        check_leaks(session, split)
         note_changes(session, split, any(isinstance(d, Beam) and not d.language_model for d in wanted))
         if silent := sum(session.corpus.rows(split).text == ''):
             raise ValueError(f'{silent} {split} utterances have no transcript, so their errors cannot be counted; '

@@ -25,7 +25,7 @@ from papermill.parameterize import parameterize_notebook
 from ..core.config import config_file, portable, stored_config
 from ..core.files import atomic_write, notebook_path, root_path
 from ..core.records import Record, RecordError, read_record, record_path
-from ..train.teacher import is_asked
+from ..train.teacher import has_teacher
 from ..decode.search import SETTINGS
 from ..evaluate.compare import System, decoders_of_all
 from ..evaluate.evaluate import DEFAULTS, is_recorded
@@ -444,7 +444,7 @@ def passes(results: Results, # that has the teacher's record
         if t.get(key): raise RecordError(f'{record.run}: its compute cannot be counted with training.{key}')
     views = 2 if config.get('consistency', {}).get('weight') else 1
     heard = record.epochs[-1]['update'] * t['batch_size'] * t['gradient_accumulation_steps'] # all batches counted as full
-    own = heard * views * (1 + is_asked(stored_config(config, record.run)) / 3)
+    own = heard * views * (1 + has_teacher(stored_config(config, record.run)) / 3)
     return own + (passes(results, results.record(record.teacher.run)) if record.teacher else 0)
 
 # %% ../../nbs/6_study/27_figures.ipynb #lines

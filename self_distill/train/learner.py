@@ -27,7 +27,7 @@ from .model import BiLSTMCTC, new_model
 from ..core.processes import add_gradients, gathered, process_0_first, processes, rank, total, totals
 from .pseudo_labels import how_written, read_labels, with_labels
 from ..core.records import now
-from .teacher import is_asked, load_teacher, teacher_output, teacher_precision
+from .teacher import has_teacher, load_teacher, teacher_output, teacher_precision
 from .training_log import REMEDIES, SilentLog, TrainingLog
 
 # %% ../../nbs/3_train/17_learner.ipynb #error
@@ -91,7 +91,7 @@ def validated(self: Learner) -> BiLSTMCTC:
 @patch(as_prop=True)
 def teaching(self: Learner) -> BiLSTMCTC | None: # None where nothing but the transcript teaches
     "The model that teaches: a frozen one, or the moving average of the student's own weights"
-    if not is_asked(self.config): return None
+    if not has_teacher(self.config): return None
     if self.config.teacher.moving: return self.average.module.eval()
     return self.teacher and self.teacher.model
 
@@ -109,7 +109,7 @@ def loader(data: UtteranceDataset,
 def _load_data(self: Learner):
     "Corpus, tokenizer, train and dev split"
     c, twice = self.config, self.config.consistency.weight > 0
-    if twice and c.augmentation.warp and is_asked(c):
+    if twice and c.augmentation.warp and has_teacher(c):
         raise ValueError('the second of two views (consistency.weight) has another voice (augmentation.warp) '
                          'than a teacher hears: set one of the two to 0, or train without a teacher')
     self.corpus = load_corpus(c.data, c.text, c.features)
@@ -122,7 +122,7 @@ def _load_data(self: Learner):
     self.statistics = self.corpus.statistics() if c.features.normalization == 'corpus' else None
     def dataset(split, augment, **more):
         return UtteranceDataset(self.corpus, split, self.tokenizer, c.features, augment, c.seed, self.statistics, **more)
-    taught = is_asked(c) or twice
+    taught = has_teacher(c) or twice
     self.train_set = dataset('train', c.augmentation, views=1 + twice, untranscribed=taught)
     self.dev_set = dataset('dev', None)
     give_back()
@@ -139,7 +139,7 @@ def give_back():
 def _terms(self: Learner, batch, temperature):
     "The loss terms of a micro-batch, and its valid output frames"
     c = self.config
-    teacher = teacher_output(self.train_set.answers or self.teaching, batch, teacher_precision(c, self.device))
+    teacher = teacher_output(self.train_set.stored or self.teaching, batch, teacher_precision(c, self.device))
     with autocast(self.device, c.training.precision): student = self.model(batch.features, batch.lengths)
     terms = self.objective(student, teacher, batch.labels, batch.label_lengths, temperature)
     return terms, int(student.lengths.sum())

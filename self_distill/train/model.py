@@ -169,7 +169,7 @@ def count_parameters(model: nn.Module) -> int:
 
 # %% ../../nbs/3_train/06_model.ipynb #own-fault
 def _own_fault(out, lengths, vocabulary_size):
-    "What a model's answer to utterances lacks; None where nothing does"
+    "What a model's output for utterances lacks; None where nothing does"
     if not isinstance(out, ModelOutput): return f'returns {type(out).__name__}, not self_distill.train.model.ModelOutput'
     frames = output_frames(lengths).tolist()
     if out.lengths.tolist() != frames:
@@ -201,7 +201,7 @@ class OwnModel(nn.Module):
 @patch
 @torch.no_grad()
 def _try(self: OwnModel, own, input_size, vocabulary_size):
-    "Its answer to four utterances; ValueError where that is not what the project needs"
+    "Its output for four utterances; ValueError where that is not what the project needs"
     lengths, random = torch.tensor([41, 40, 39, 30]), torch.get_rng_state() # every remainder by four
     features = torch.randn(4, 41, input_size)*(torch.arange(41) < lengths[:, None])[..., None]
     out = self.inner.eval()(features, lengths)

@@ -43,7 +43,7 @@ def write_labels(checkpoint,     # that has written them
 
 # %% ../../nbs/3_train/16c_pseudo_labels.ipynb #read-labels
 def read_labels(checkpoint,   # the teacher; None: there is none
-                corpus=None   # that shall get them; None: any
+                corpus=None   # that is to get them; None: any
                ) -> dict:     # utterance id → transcript
     "The transcripts of a teacher; CheckpointError where they are missing, or of other weights or recordings"
     if checkpoint is None: raise CheckpointError('teacher.pseudo_labels: no teacher.checkpoint is named that could have written them')

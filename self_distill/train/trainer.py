@@ -24,8 +24,8 @@ from ..core.processes import any_process, process_0_first, processes, rank, shar
 from .pseudo_labels import unused_labels
 from .schedule import temperature_at
 from ..core.environment import held_signals, stop_requests
-from .teacher import is_asked, teacher_entry, teacher_precision, teacher_sentences, teacher_wer
-from .teacher_cache import answer_widths, keep_answers, why_asked
+from .teacher import has_teacher, teacher_entry, teacher_precision, teacher_sentences, teacher_wer
+from .teacher_cache import output_widths, keep_outputs, why_each_step
 from .training_log import REMEDIES, check_course, data_sentences, epoch_sentence, tag_of
 
 # %% ../../nbs/3_train/17a_trainer.ipynb #errors
@@ -152,7 +152,7 @@ def resume(self: Trainer) -> bool: # whether there was anything to resume
     payload = load_checkpoint(path)
     if problem := self._other_run(payload):
         raise TrainingError(f'{path}: {problem}. Give this run another name (run=…), '
-                            f'or delete {self.folder} to train it anew')
+                            f'or delete {self.folder} to train it again')
     self._restore(payload)
     return True
 
@@ -187,7 +187,7 @@ def end_epoch(self: Trainer):
     self.log.say(epoch_sentence(self.history[-1], c.training.epochs, self.best, validation))
     for text in check_course(self.epoch, self.best, c.monitoring, self._teacher_wer()): self.log.say(text)
     T, after = self.temperature(self.epoch), self.temperature(self.epoch + 1)
-    if T != after and self.epoch < c.training.epochs and is_asked(c): self.log.say(f'Temperature {after} from epoch {self.epoch + 1}')
+    if T != after and self.epoch < c.training.epochs and has_teacher(c): self.log.say(f'Temperature {after} from epoch {self.epoch + 1}')
 
 # %% ../../nbs/3_train/17a_trainer.ipynb #name-checkpoints
 @patch
@@ -244,16 +244,16 @@ def _introduce(self: Trainer, resumed):
     said = [*filter(None, [self.begun]), *teacher_sentences(self.teacher, c), *unused_labels(c, self.corpus)]
     for text in said: self.log.say(text)
 
-# %% ../../nbs/3_train/17a_trainer.ipynb #store-answers
+# %% ../../nbs/3_train/17a_trainer.ipynb #store-outputs
 @patch
-def store_answers(self: Trainer, stops=()): # names of stop signals that came
-    "Read from the disk what the teacher says, or say why it is asked at every step"
+def store_outputs(self: Trainer, stops=()): # names of stop signals that came
+    "Read from the disk what the teacher says, or say why it is computed at every step"
     c, start = self.config, time.perf_counter()
     if not (self.teaching and c.teacher.checkpoint and c.teacher.cache): return
     layers = sorted({layer for _, layer in self.objective.pairs})
-    why = why_asked(self.train_set, answer_widths(self.teacher, layers), c.teacher.cache)
-    if why: return self.log.say(f'Teacher asked at every step: {why}')
-    self.train_set.answers = keep_answers(
+    why = why_each_step(self.train_set, output_widths(self.teacher, layers), c.teacher.cache)
+    if why: return self.log.say(f'Teacher computed at every step: {why}')
+    self.train_set.stored = keep_outputs(
         self.teacher, layers, teacher_precision(c, self.device), self.train_set, self.data['fingerprint']['train'],
         root_path(c.data.cache)/'teacher', self.device, c.training.batch_size,
         check=lambda: stops and self._stop(stops[0]), say=self.log.say)
@@ -265,11 +265,11 @@ def _check_best(self: Trainer):
     "Refuse to go on without the best epoch's checkpoint: no later step would make it again"
     if not self.history or rank(): return
     try: load_checkpoint(self.folder/'checkpoint_best.pt')
-    except CheckpointError as e: raise TrainingError(f'{e}; put it back, or delete {self.folder} to train anew') from None
+    except CheckpointError as e: raise TrainingError(f'{e}; put it back, or delete {self.folder} to train again') from None
 
 @patch
 def _check_alike(self: Trainer):
-    "Refuse to go on where a machine does not see the checkpoint of the others, and would begin anew"
+    "Refuse to go on where a machine does not see the checkpoint of the others, and would begin again"
     if totals([float(self.update)], self.device)[0] != processes() * self.update:
         raise TrainingError(f'{self.folder}: not all processes find the same checkpoint there; all machines need '
                             'one file system')
@@ -287,7 +287,7 @@ def _begin(self: Trainer, stops):
     self._introduce(resumed)
     if not resumed: self.save()
     if self.epoch < self.config.training.epochs:
-        with process_0_first(): self.store_answers(stops)
+        with process_0_first(): self.store_outputs(stops)
 
 @patch
 def _progress(self: Trainer):
