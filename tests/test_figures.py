@@ -7,7 +7,8 @@ from synthetic import write_records
 
 from self_distill.study.figures import PAGES, MissingRecords, Results, artifact_notebooks, latex_table, make_figures, write_page
 from self_distill.study.plan import PlanError
-from self_distill.core.records import RecordError
+from self_distill.core.records import RecordError, read_record, write_record
+from self_distill.use.cli import main
 
 PLAN, DEMO = ROOT/'configs/experiments/an4.yaml', ROOT/'configs/experiments/demo.yaml'
 NAMES, TABLES = [*artifact_notebooks()], {'main_table', 'ablation_table', 'cost_table'}
@@ -136,6 +137,72 @@ def test_a_plan_of_the_repository_is_found_from_another_root(tmp_path, monkeypat
     make_figures(['main_table', 'wer_over_epochs'], 'configs/experiments/demo.yaml', tmp_path)
     assert json.loads((tmp_path/'thesis_figures/main_table.json').read_text())['plan_sha256'] == sha256(DEMO)
 
+# single runs
+
+OF_RUNS = [n for n in NAMES if n not in ('repetitions', 'ablation_table', 'cost_table', 'idea')]
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory, shared_cache):
+    "A root with a teacher, its student and a third run, trained by the commands of the README, with names of no plan"
+    root, weights = tmp_path_factory.mktemp('runs'), 'models/my-lstm/checkpoint_best.pt'
+    small = ['data.utterances=48', f'data.cache={shared_cache}', 'model.num_layers=2', 'model.hidden_size=16', 'model.conv_channels=16', 'threads=1']
+    layers = [f'feature_matching.{who}_layers=[0, 1]' for who in ('teacher', 'student')]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('SELF_DISTILL_ROOT', str(root))
+        for config, words in (('demo', ['run=my-lstm', 'training.epochs=2']), ('demo', ['run=longer_1.0', 'training.epochs=3', 'seed=7']),
+                              ('demo_student', ['run=pupil', 'training.epochs=2', f'teacher.checkpoint={weights}', *layers])):
+            call('train', '--config', f'configs/{config}.yaml', *small, *words)
+    return root
+
+def call(*words):
+    "A command in this process, which must succeed"
+    with pytest.raises(SystemExit) as done: main([str(w) for w in words])
+    assert not done.value.code
+
+@pytest.fixture
+def root(trained, monkeypatch):
+    monkeypatch.setenv('SELF_DISTILL_ROOT', str(trained))
+    return trained
+
+def test_two_trained_runs_are_drawn_by_name(root, tmp_path, capsys):
+    call('figures', '--runs', 'my-lstm,pupil', '--folder', tmp_path)
+    said, ends = capsys.readouterr().out, {n: ('tex', 'csv', 'json') if n in TABLES else ('pdf', 'png', 'json') for n in OF_RUNS}
+    assert set(contents(tmp_path)) == {f'{n}.{e}' for n in OF_RUNS if n != 'beam_search' for e in ends[n]}
+    assert 'beam_search: left out: pupil has no search of beam settings on dev: `self-distill search --checkpoint models/pupil/checkpoint_best.pt`' in said
+    for run in ('my-lstm', 'pupil'): assert f'{run} has no beam search on dev: `self-distill evaluate-beam --split dev --checkpoint models/{run}/checkpoint_best.pt`' in said
+    for name in set(NAMES) - {*OF_RUNS}: assert f'{name}: left out: {name} is drawn from a plan' in said
+    assert 'an4' not in said.lower() and 'experiments' not in said
+    for path in tmp_path.glob('*.json'): # each names the records as they are now, with what was computed for the figures
+        made = json.loads(path.read_text())
+        assert 'plan' not in made and {r['run'] for r in made['records']} >= {'pupil'}
+        for record in made['records']: assert record['sha256'] == sha256(root/f'results/{record["run"]}.json')
+    call('figures', 'wer_over_epochs', 'main_table', '--runs', 'my-lstm, longer_1.0, pupil', '--labels', 'Baseline, Longer, Student', '--folder', tmp_path)
+    assert [row['model'] for row in csv_rows(tmp_path/'main_table.csv')] == ['Baseline', 'Longer', 'Student']
+    assert r'Corpus demo, dev set' in (tmp_path/'main_table.tex').read_text()
+
+def test_a_beam_search_that_is_recorded_is_drawn(root, tmp_path, capsys):
+    call('search', '--checkpoint', 'models/pupil/checkpoint_best.pt', '--lm_weights', '0.5', '--word_bonuses', '0,1', '--beam_widths', '5')
+    call('figures', 'beam_search', '--runs', 'my-lstm,pupil', '--folder', tmp_path)
+    assert set(contents(tmp_path)) == {f'beam_search.{e}' for e in ('pdf', 'png', 'json')}
+
+def test_runs_without_a_student_have_no_figure_of_one(root, tmp_path):
+    states = make_figures(runs=['longer_1.0', 'my-lstm'], folder=tmp_path).set_index('artifact').state
+    alone = states[states.str.contains('no student among longer_1.0, my-lstm')]
+    assert set(alone.index) == {'temperature', 'posteriors', 'loss_curves', 'beam_search', 'wer_by_speaker'}
+    assert states[['wer_over_epochs', 'comparison', 'error_types', 'parameters', 'main_table']].str.startswith('made').all(), states
+
+@pytest.mark.parametrize('runs, labels, why', [(['pupil'], [], 'two to 7'), (['pupil', 'pupil'], [], 'all different'), (['my-lstm', 'pupil'], ['one'], 'labels one'),
+                                               (['my-lstm', 'nobody'], [], 'nobody.json: no such record'), (['my-lstm', 'begun'], [], 'begun: not trained to the end')])
+def test_runs_that_cannot_be_drawn_are_named(runs, labels, why, root, tmp_path):
+    write_record(read_record('results/pupil.json').model_copy(update=dict(run='begun', kind='decoding')))
+    with pytest.raises(ValueError, match=why): make_figures(runs=runs, labels=labels, folder=tmp_path/'out')
+    assert not (tmp_path/'out').exists()
+
+@pytest.mark.parametrize('name', ['idea', 'results'])
+def test_what_needs_a_plan_is_refused_by_name(name, root, tmp_path):
+    with pytest.raises(MissingRecords, match=f'{name} is drawn from a plan'): make_figures([name], runs=['my-lstm', 'pupil'], folder=tmp_path/'out')
+    assert not (tmp_path/'out').exists()
+
 # rows
 
 def test_a_row_shows_the_records_of_the_row_it_is_the_same_as(records):
@@ -166,4 +233,5 @@ def test_artifact_notebooks_take_the_same_parameters(name):
     cells = nbformat.read(artifact_notebooks()[name], as_version=4).cells
     names = {}
     exec(next(c.source for c in cells if 'parameters' in c.metadata.get('tags', [])), names)
-    assert set(names) - {'__builtins__'} == {'plan', 'records', 'group', 'folder'}
+    single = {'runs', 'labels'} if name in OF_RUNS else set()
+    assert set(names) - {'__builtins__'} == {'plan', 'records', 'group', 'folder'} | single

@@ -105,7 +105,7 @@ def test_answers_of_others_are_not_read(root):
 @pytest.mark.parametrize('augment, cache, why', [
     (dict(AUGMENT, paces=0), 2.0, 'augmentation.stretch draws any pace; augmentation.paces=3 makes it one of three'),
     (AUGMENT, 1e-6, 'and teacher.cache is 1e-06'), (AUGMENT, 0.0, None)], ids=['stretch', 'limit', 'off'])
-def test_why_a_teacher_is_asked_at_every_step(root, augment, cache, why):
+def test_why_a_teacher_is_computed_at_every_step(root, augment, cache, why):
     run = student('online', cache, augment)
     run.store_outputs()
     assert run.train_set.stored is None and not files(root)

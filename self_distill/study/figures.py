@@ -19,6 +19,7 @@ from fastcore.basics import patch
 from matplotlib.figure import Figure
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from papermill import inspect_notebook
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
@@ -27,10 +28,10 @@ from ..core.files import atomic_write, notebook_path, root_path
 from ..core.records import Record, RecordError, read_record, record_path
 from ..train.teacher import has_teacher
 from ..decode.search import SETTINGS
-from ..evaluate.compare import System, decoders_of_all
+from ..evaluate.compare import System, check_comparable, decoders_of_all
 from ..evaluate.evaluate import DEFAULTS, is_recorded
-from .experiments import refuse_other
-from .plan import BeamSearch, find_row, planned_run, read_plan, run_names
+from .experiments import add_figure_arrays, refuse_other
+from .plan import BeamSearch, Group, Plan, Row, find_row, planned_run, read_plan, run_names
 
 # %% ../../nbs/6_study/27_figures.ipynb #colors
 LINE = 5.8 # inches: the width of a text line
@@ -42,6 +43,7 @@ COLORS = dict(baseline=OKABE_ITO['blue'], student=OKABE_ITO['vermilion'], contro
 
 # %% ../../nbs/6_study/27_figures.ipynb #style
 CYCLE = ('blue', 'vermilion', 'green', 'purple', 'orange', 'sky', 'black')
+COLORS |= {f'other_{n}': OKABE_ITO[name] for n, name in enumerate(CYCLE[2:])} # of single runs without a role
 STYLE = {
     'figure.figsize': (LINE, 2.6), 'figure.dpi': 110, 'savefig.dpi': 220, 'figure.constrained_layout.use': True,
     'font.family': 'DejaVu Sans', 'font.size': 8, 'axes.titlesize': 8, 'axes.labelsize': 8, 'figure.titlesize': 8,
@@ -63,14 +65,18 @@ class MissingRecords(RecordError):
     "Records that a figure needs are not there yet; the message names the command that makes them"
 
 class Results:
-    "Records of a plan's rows, and which of them were used"
+    "Records of a plan's rows, or of single runs, and which of them were used"
     def __init__(self,
                  plan=PLAN, # YAML file, looked for as `config_file` does; None: benchmarks alone
                  folder='results', # of records
-                 group: str = ''   # of the plan; empty: `choose` takes one
+                 group: str = '',  # of the plan; empty: `choose` takes one
+                 runs=(),          # names; given: single runs in place of a plan, the baseline first
+                 labels=()         # of these runs in figures and tables; empty: their names
                 ):
-        self.path, self.folder, self.group, self.used, self.plan = plan, folder, group, {}, plan and read_plan(plan)
-        if group and group not in self.plan.groups:
+        self.path, self.folder, self.group, self.used, self.runs = plan, folder, group, {}, {}
+        self.plan = plan and not runs and read_plan(plan)
+        if runs: self._take([*runs], [*(labels or runs)])
+        elif group and group not in self.plan.groups:
             raise ValueError(f'{plan} has no group {group!r}; it has {", ".join(self.plan.groups)}')
 
     @property
@@ -78,16 +84,25 @@ class Results:
 
     def planned(self, run: str): # → `Run`, or None where the plan has no such run
         "What the plan says of a run"
-        for group, part in self.plan.groups.items() if self.plan else ():
+        for group, part in self.plan.groups.items() if self.plan and not self.runs else ():
             for name, row in part.rows.items():
                 if not row.same_as and run in run_names(part, name): return planned_run(self.plan, group, name, run)
 
+
 # %% ../../nbs/6_study/27_figures.ipynb #missing
+@patch
+def _names(self: Results, row, group):
+    "The names of a row's runs"
+    if not self.runs:
+        group, row = find_row(self.plan, row, group)
+        return [*run_names(self.plan.groups[group], row)]
+    if run := self.runs.get(row.rpartition('.')[2]): return [run]
+    raise MissingRecords(f'no student among {", ".join(self.runs.values())}: no run after the first has a teacher')
+
 @patch
 def missing(self: Results, group: str, row: str) -> list: # names of runs
     "Runs of a row without a record"
-    group, row = find_row(self.plan, row, group)
-    return [run for run in run_names(self.plan.groups[group], row) if not record_path(run, self.folder).exists()]
+    return [run for run in self._names(row, group) if not record_path(run, self.folder).exists()]
 
 @patch
 def _refuse(self: Results, runs):
@@ -98,18 +113,24 @@ def _refuse(self: Results, runs):
 
 # %% ../../nbs/6_study/27_figures.ipynb #lacking
 @patch
-def refuse_lacking(self: Results, runs: list, # names; none: nothing is refused
-                   what: str # 'entropies'
-                  ):
-    "MissingRecords for runs whose records lack something that the plan adds to them"
-    command = f'`self-distill experiments {self.path}`'
+def checkpoint(self: Results, run: str) -> str: # 'models/demo/checkpoint_best.pt'
+    "The file of a run's weights, as it is named on a command line"
+    return f'{stored_config(self.record(run).config, run).checkpoints.folder}/{run}/checkpoint_best.pt'
+
+@patch
+def refuse_lacking(self: Results, runs: list, what: str): # names, none: nothing is refused; 'searches'
+    "MissingRecords for runs whose records lack something, with the command that adds it"
+    search = 'has no search of beam settings on dev: `self-distill search --checkpoint'
+    if runs and self.runs: raise MissingRecords('; '.join(f'{run} {search} {self.checkpoint(run)}`' for run in runs))
     if runs: raise MissingRecords(f'{", ".join(runs)}: no {what} in the record yet; '
-                                  f'{command} adds them, where the checkpoints are')
+                                  f'`self-distill experiments {self.path}` adds them, where the checkpoints are')
+
 
 # %% ../../nbs/6_study/27_figures.ipynb #choose
 @patch
 def choose(self: Results, *rows: str) -> str: # the group's name
     "Choose a group with all runs of these rows recorded, complete groups first; MissingRecords where there is none"
+    if self.runs: return self.group
     having = [g for g, part in self.plan.groups.items() if set(rows) <= set(part.rows)]
     named = [self.group] if self.group else having
     absent = {g: [run for row in rows for run in self.missing(g, row)] for g in named}
@@ -119,6 +140,25 @@ def choose(self: Results, *rows: str) -> str: # the group's name
     complete = [g for g in ready if not any(self.missing(g, row) for row in self.plan.groups[g].rows)]
     self.group = (complete or ready)[0]
     return self.group
+
+# %% ../../nbs/6_study/27_figures.ipynb #take
+@patch
+def _take(self: Results, runs, labels):
+    "Rows of one run each, in place of a plan's"
+    if not 1 < len({*runs}) == len({*labels}) == len(runs) == len(labels) <= len(CYCLE):
+        raise ValueError(f'runs {", ".join(runs)}, labels {", ".join(labels)}: two to {len(CYCLE)}, all different')
+    found = [self.record(run) for run in runs]
+    if part := [r.run for r in found if r.kind != 'training']:
+        raise ValueError(f'{", ".join(part)}: not trained to the end; `self-distill train` goes on')
+    student = [r.run for r in found[1:] if r.teacher][-1:]
+    others = [run for run in runs[1:] if run not in student]
+    self.runs = dict(baseline=runs[0]) | {f'other_{n}': r for n, r in enumerate(others)} | {'student': r for r in student}
+    data, label = found[0].config['data'], dict(zip(runs, labels))
+    title = f'Corpus {Path(data["path"]).stem if data["corpus"] == "manifest" else data["corpus"]}'
+    part = Group(title=title, prefix='', rows={row: Row(title=label[run]) for row, run in self.runs.items()})
+    self.path, self.group, self.plan = None, 'runs', Plan(title=title, groups=dict(runs=part))
+    check_comparable([self.system(row) for row in self.runs], 'dev', ('greedy',))
+
 
 # %% ../../nbs/6_study/27_figures.ipynb #records
 @patch
@@ -140,18 +180,31 @@ def record(self: Results, run: str # its name
 def records(self: Results, row: str # 'student', or 'official.student' for another group than the chosen one
            ) -> list: # of Record, in the order of the runs
     "Records of a row's runs"
-    group, name = find_row(self.plan, row, self.group)
-    if runs := self.missing(group, name): self._refuse(runs)
-    return [self.record(run) for run in run_names(self.plan.groups[group], name)]
+    if runs := self.missing(self.group, row): self._refuse(runs)
+    return [self.record(run) for run in self._names(row, self.group)]
 
 # %% ../../nbs/6_study/27_figures.ipynb #teachers
 @patch
-def teachers(self: Results) -> list: # of Record, in the order of the students
-    "Records of those that taught the row `student`; MissingRecords where there are none"
-    taught = {r.run: r.teacher and r.teacher.run for r in self.records('student')}
+def teachers(self: Results, students: list) -> list: # of Record, in the order of the students
+    "Records of those that taught them; MissingRecords where there are none"
+    taught = {r.run: r.teacher and r.teacher.run for r in students}
     alone = [run for run, name in taught.items() if not (name and record_path(name, self.folder).exists())]
     if alone: raise MissingRecords(f'{", ".join(alone)}: no record of a teacher in {self.folder}')
     return [self.record(name) for name in taught.values()]
+
+
+# %% ../../nbs/6_study/27_figures.ipynb #with-outputs
+@patch
+def with_outputs(self: Results, records: list) -> list: # of Record
+    "The same with entropies and posteriors, which single runs get here from their checkpoints; MissingRecords without"
+    lacking = [r.run for r in records if 'entropy/temperature' not in r.arrays]
+    if not self.runs: self.refuse_lacking(lacking, 'entropies and posteriors')
+    for run in lacking:
+        try: add_figure_arrays(self.checkpoint(run), folder=self.folder)
+        except (ValueError, RuntimeError, OSError) as e: raise MissingRecords(f'outputs of {run}: {e}') from None
+        del self.used[run] # its file has changed
+    return [self.record(r.run) for r in records]
+
 
 # %% ../../nbs/6_study/27_figures.ipynb #benchmark
 @patch
@@ -173,7 +226,8 @@ def named(self: Results, row: str) -> str:
 
 @patch
 def rows(self: Results, *wanted: str) -> list: # of names
-    "Those of some rows that the chosen group has, all their runs recorded"
+    "Those of some rows that the chosen group has, all their runs recorded; of single runs all, the student last"
+    if self.runs: return [*self.runs]
     return [row for row in wanted if row in self.plan.groups[self.group].rows and not self.missing(self.group, row)]
 
 @patch
@@ -295,9 +349,8 @@ def latex_table(table: pd.DataFrame, # of text
                 notes=() # sentences to stand below
                ) -> str:
     "A floating table with booktabs rules; ValueError for a sign that plain LaTeX cannot set"
-    columns = 'l' + 'r' * (table.shape[1] - 1)
     text = table.to_latex(index=False, escape=True, caption=_escaped(caption), label=f'tab:{name}', position='tb',
-                          column_format=columns)
+                          column_format='l' + 'r' * (table.shape[1] - 1))
     below = f'\\par\\smallskip {_escaped(" ".join(notes))}\n' if notes else ''
     text = text.replace('\\begin{tabular}', '\\footnotesize\n\\begin{tabular}').replace('\\end{table}', f'{below}\\end{{table}}')
     for sign, latex in IN_LATEX.items(): text = text.replace(sign, latex)
@@ -403,22 +456,39 @@ def _make_page(name, plan, records, folder):
         if missing: results._refuse(missing)
     write_page(name, records, folder)
 
+# %% ../../nbs/6_study/27_figures.ipynb #say-greedy
+def _say_greedy(results):
+    "Which of the single runs have no beam search to be compared by, and the command that makes it"
+    split = results.split(*results.runs)
+    def lacks(run): return (split, 'beam', 'best') not in {d.key for d in results.record(run).decodes}
+    for run in filter(lacks, results.runs.values()):
+        print(f'greedy decoding alone is compared: {run} has no beam search on {split}: '
+              f'`self-distill evaluate-beam --split {split} --checkpoint {results.checkpoint(run)}`')
+
+
 # %% ../../nbs/6_study/27_figures.ipynb #make-figures
 def make_figures(only=(), # names of figures, tables and pages; none: all
                  plan=PLAN,
                  records='results', # folder of records
                  group: str = '',   # of the plan; empty: as `Results.choose` takes it
-                 folder='thesis_figures'
+                 folder='thesis_figures',
+                 runs=(),  # names; given: single runs in place of a plan, the baseline first
+                 labels=() # of these runs
                 ) -> pd.DataFrame: # artifact, state
     "Draw every figure and table from records; one without its records is left out, or an error where it was asked for"
     notebooks, rows = artifact_notebooks(), []
     parameters = dict(plan=str(plan), records=str(records), group=group, folder=str(folder))
+    parameters |= dict(runs=[*runs], labels=[*labels])
     if unknown := sorted(set(only) - {*notebooks, *PAGES}):
         raise ValueError(f'no artifact is called {", ".join(unknown)}; there are {", ".join([*notebooks, *PAGES])}')
-    pages = PAGES if config_file(plan) == config_file(PLAN) else ()
-    for name in only or [*notebooks, *pages]:
+    if runs: _say_greedy(Results(None, records, runs=runs, labels=labels))
+    pages = PAGES if not runs and config_file(plan) == config_file(PLAN) else ()
+    # of single runs first what adds to their records, whose hashes the others note
+    for name in sorted(only or [*notebooks, *pages], key=lambda n: not runs or n not in ('temperature', 'posteriors')):
         start = time.perf_counter()
         try:
+            if runs and (name in PAGES or 'runs' not in inspect_notebook(str(notebooks[name]))):
+                raise MissingRecords(f'{name} is drawn from a plan, not from single runs')
             if name in PAGES: _make_page(name, plan, records, folder)
             else: draw(notebooks[name], parameters)
             state = f'made in {time.perf_counter() - start:.1f} s'

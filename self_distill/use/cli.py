@@ -301,15 +301,22 @@ def experiments(plan: Annotated[str, typer.Argument(help='YAML file, such as con
     else: room.run_plan(plan, settings, jobs, device or (), group or (), dry_run, options)
 
 # %% ../../nbs/7_use/29_cli.ipynb #figures
+def _list(text): return [word.strip() for word in text.split(',')] if text else [] # 'a, b'
+
 @app.command()
 def figures(only: _words('figures, tables and pages by name (none: all), and settings that the runs were given') = None,
             plan: Annotated[str, typer.Option(help='whose records are drawn')] = 'configs/experiments/an4.yaml',
             group: Annotated[str, _option('group', 'group of the plan; empty: the first with records')] = '',
-            folder: Annotated[str, typer.Option(help='where they go')] = 'thesis_figures'):
+            runs: Annotated[str, _option('runs', 'or of these runs, the baseline first, with commas between')] = '',
+            labels: Annotated[str, _option('labels', 'of these runs, with commas between')] = '',
+            folder: Annotated[str, _option('folder', 'where they go  [default: thesis_figures or runs/figures]')] = ''):
     "Draw every figure and table from the records alone."
     names, overrides = _names_and_settings(only or [])
+    if runs and overrides: raise ValueError(f'{overrides[0]}: --runs have their settings in their records')
     plan = _plan_with(overrides, plan, 'runs/figures/plan.yaml')
-    _room('study.figures').make_figures(names, plan, group=group, folder=folder)
+    folder = folder or ('runs/figures' if runs else 'thesis_figures')
+    _room('study.figures').make_figures(names, plan, 'results', group, folder, _list(runs), _list(labels))
+
 
 # %% ../../nbs/7_use/29_cli.ipynb #doctor
 @app.command()
