@@ -141,13 +141,12 @@ class TeacherConfig:
     moving: bool = False             # the student's own averaged weights teach it
     warmup: NonNegative = 0.0        # epochs until a moving teacher has its full weight
     own: Optional[str] = None        # 'my_module:my_teacher', a function that returns a model of yours (16_teacher)
-    log_probs: Optional[str] = None  # a folder of stored log-probabilities, <id>.npy
     pseudo_labels: bool = False      # train on transcripts that the checkpoint wrote (16c_pseudo_labels)
     cache: NonNegative = free(2.0)   # GB that a teacher's outputs may take on disk (16a_teacher_cache); 0: none
 
     @model_validator(mode='after')
     def _one(self):
-        given = [name for name in ('checkpoint', 'moving', 'own', 'log_probs') if getattr(self, name)]
+        given = [name for name in ('checkpoint', 'moving', 'own') if getattr(self, name)]
         if len(given) > 1: raise ValueError(f'{" and ".join(given)} name two teachers: set one of them')
         return self
 

@@ -4,19 +4,16 @@
 
 # %% auto #0
 __all__ = ['load_teacher', 'has_teacher', 'teacher_precision', 'teacher_output', 'teacher_wer', 'teacher_entry',
-           'teacher_sentences', 'checked_output', 'OwnTeacher', 'StoredTeacher', 'foreign_teacher', 'teacher_hash']
+           'teacher_sentences', 'checked_output', 'OwnTeacher']
 
 # %% ../../nbs/3_train/16_teacher.ipynb #imports
-import hashlib
 from copy import copy
-from pathlib import Path
 
-import numpy as np, torch
+import torch
 from torch import nn
 
-from ..core.config import Config, TeacherConfig
+from ..core.config import Config
 from ..core.environment import autocast, computes_bfloat16
-from ..core.files import from_here
 from ..data.batches import output_frames
 from ..data.corpora import Corpus, own_code
 from .checkpoint import CheckpointError, LoadedModel, load_model, misfit, weights_hash
@@ -42,12 +39,10 @@ def _alike(theirs, ours):
 # %% ../../nbs/3_train/16_teacher.ipynb #load-foreign
 def _load_foreign(config, corpus, device):
     "A teacher that is no checkpoint of this project; None where the config names none"
-    model = foreign_teacher(config.teacher, config.augmentation.stretch, len(corpus.tokenizer))
-    if model is None: return None
-    named = copy(config)
-    named.run = model.name.replace(':', '.') # a folder may have any name
-    model = model.to(device).requires_grad_(False)
-    return LoadedModel(model, corpus.tokenizer, named, dict(best_val_wer=None), None, teacher_hash(model))
+    if not config.teacher.own: return None
+    model, named = OwnTeacher(config.teacher.own, len(corpus.tokenizer)).to(device).requires_grad_(False), copy(config)
+    named.run = model.name.replace(':', '.')
+    return LoadedModel(model, corpus.tokenizer, named, dict(best_val_wer=None), None, weights_hash(model.inner.state_dict()))
 
 # %% ../../nbs/3_train/16_teacher.ipynb #load-teacher
 def load_teacher(config: Config,         # of the student
@@ -69,7 +64,7 @@ def has_teacher(config: Config) -> bool:
     "Whether a teacher of any kind teaches during training"
     t, w = config.teacher, config.loss_weights
     if t.pseudo_labels and not (w.alpha or w.gamma): return False
-    return bool(t.checkpoint or t.moving or t.own or t.log_probs)
+    return bool(t.checkpoint or t.moving or t.own)
 
 # %% ../../nbs/3_train/16_teacher.ipynb #teacher-precision
 def teacher_precision(config: Config, device: torch.device) -> str:
@@ -143,47 +138,3 @@ class OwnTeacher(nn.Module):
     def outputs(self, batch) -> ModelOutput: # to a `Batch`
         "What it says of the clean utterances"
         return checked_output(self.inner(batch.clean, batch.lengths), batch.lengths, self.vocabulary_size)
-
-# %% ../../nbs/3_train/16_teacher.ipynb #stored-teacher
-class StoredTeacher(nn.Module):
-    "Log-probabilities in a folder that teach"
-    def __init__(self, folder: Path, vocabulary_size: int): # V
-        super().__init__()
-        self.name, self.folder, self.vocabulary_size = folder.name, folder, vocabulary_size
-
-    def outputs(self, batch) -> ModelOutput: # to a `Batch`
-        "What is stored of its utterances"
-        arrays = [self._read(id, n) for id, n in zip(batch.ids, output_frames(batch.lengths).tolist())]
-        padded = nn.utils.rnn.pad_sequence(arrays, batch_first=True).to(batch.clean.device)
-        return checked_output(padded, batch.lengths, self.vocabulary_size)
-
-    def _read(self, id, frames):
-        file, wanted = self.folder/f'{id}.npy', (frames, self.vocabulary_size)
-        try: x = np.load(file).astype(np.float32)
-        except Exception as e: raise ValueError(f'teacher.log_probs: {file}: {e}') from None # a damaged header: many kinds
-        if x.shape == wanted: return torch.from_numpy(x)
-        raise ValueError(f'teacher.log_probs: {file} has shape {x.shape}; {wanted} is needed: output frames (one for four '
-                         'of input) of the same audio, and tokens with blank first')
-
-# %% ../../nbs/3_train/16_teacher.ipynb #foreign-teacher
-def foreign_teacher(config: TeacherConfig,
-                    stretch: float,      # `augmentation.stretch`
-                    vocabulary_size: int # V
-                   ) -> nn.Module | None: # None: the config names none
-    "The teacher that a config names besides checkpoints"
-    if config.own: return OwnTeacher(config.own, vocabulary_size)
-    if not config.log_probs: return None
-    if stretch: raise ValueError(f'augmentation.stretch {stretch} moves frames, teacher.log_probs cannot follow: set it to 0')
-    folder = from_here(config.log_probs)
-    if not folder.is_dir(): raise ValueError(f'teacher.log_probs: {folder}: no such folder')
-    return StoredTeacher(folder, vocabulary_size)
-
-# %% ../../nbs/3_train/16_teacher.ipynb #teacher-hash
-def teacher_hash(teacher: nn.Module # an OwnTeacher or StoredTeacher
-                ) -> str: # 64 hexadecimal digits
-    "SHA-256 of a foreign teacher's weights, or of its stored outputs"
-    if not isinstance(teacher, StoredTeacher): return weights_hash(teacher.inner.state_dict())
-    whole = hashlib.sha256()
-    for file in sorted(teacher.folder.rglob('*.npy')):
-        whole.update(file.relative_to(teacher.folder).as_posix().encode() + file.read_bytes())
-    return whole.hexdigest()
