@@ -47,7 +47,7 @@ def test_the_pages_hold_commands():
 
 def test_the_site_has_every_page_and_notebook():
     assert sorted(GUIDES) == [p.stem for p in PAGES]
-    assert sorted(sum(notebooks().values(), [])) == sorted(p for p in (ROOT/'nbs').rglob('[0-9]*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+    assert sorted(sum(notebooks().values(), [])) == sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if p.stem != 'index' and '.ipynb_checkpoints' not in p.parts)
 
 def test_hidden_cells_and_directives_are_left_out():
     sources = ['#| default_exp a', '#| export\nx = 1', '#| hide\nsecret', '#| echo: false\ny', '## Export -']

@@ -12,7 +12,7 @@ import nbformat
 ROOT = Path(__file__).resolve().parent.parent
 BUILT = ROOT/'_docs'
 GUIDES = 'recordings', 'from_the_guide', 'remedies', 'devices', 'extending', 'reproduce', 'glossary'
-CHAPTERS = {'Train': '.', 'Core': '1_core', 'Data': '2_data', 'Training': '3_train', 'Decoding': '4_decode', 'Evaluation': '5_evaluate',
+CHAPTERS = {'Start': '.', 'Core': '1_core', 'Data': '2_data', 'Training': '3_train', 'Decoding': '4_decode', 'Evaluation': '5_evaluate',
             'Studies': '6_study', 'Use': '7_use', 'Measurements': 'bench', 'Figures and tables': 'figures', 'Results': 'pages'}  # title → folder of nbs/
 SHOWN = 'configs', 'thesis_figures', 'nbs/images', 'settings.ini', 'requirements.lock', 'LICENSE', 'CHANGELOG.md', 'CITATION.cff'
 
@@ -27,7 +27,8 @@ def install():
 
 def notebooks():
     "Every chapter's notebooks by file name: 04_corpora.ipynb, 04a_public_corpora.ipynb, 05_batches.ipynb, …"
-    return {title: sorted((ROOT/'nbs'/folder).glob('[0-9][0-9]*.ipynb')) for title, folder in CHAPTERS.items()}
+    def pages(folder): return [p for p in (ROOT/'nbs'/folder).glob('*.ipynb') if p.stem != 'index']
+    return {title: sorted(pages(folder)) for title, folder in CHAPTERS.items()}
 
 def readable(notebook):
     "The notebook as nbdev's directives ask: without hidden cells, inputs of `echo: false`, and the directives."
