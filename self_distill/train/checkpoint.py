@@ -188,22 +188,15 @@ def load_model(path,        # checkpoint file; a relative path starts at the roo
         raise CheckpointError(f'{path}: its parts do not fit together ({" ".join(str(e).split())[:200]}); '
                               'take another checkpoint, or train again') from e
 
-# %% ../../nbs/3_train/11_checkpoint.ipynb #carry-rows
-def _carry_rows(new, old, # (V, ...) parameters of the output map
-                ours, theirs): # tokenizers
-    "`new` with the rows of those tokens that `old` has, too; how many there are"
-    place = {token: i for i, token in enumerate(theirs.tokens)}
-    pairs = [(i, place[token]) for i, token in enumerate(ours.tokens) if token in place]
-    carried = new.clone()
-    carried[[i for i, _ in pairs]] = old[[j for _, j in pairs]]
-    return carried, len(pairs)
-
 # %% ../../nbs/3_train/11_checkpoint.ipynb #start-problem
 def misfit(source: LoadedModel,
            config: Config, # of a run that would go on from it, or learn from it
            corpus: Corpus  # of that run
           ) -> str | None: # a sentence on what to do; None where it fits
-    "Why another run's model does not fit: its features, or what it was trained on"
+    "Why another run's model does not fit: its tokens, its features, or what it was trained on"
+    if source.tokenizer != corpus.tokenizer:
+        return (f'writes other tokens than this run ({len(source.tokenizer)} against {len(corpus.tokenizer)}); '
+                'train it with the same `text` settings')
     if source.config.features != config.features:
         return (f'reads other features ({source.config.features}) than this run ({config.features}); '
                 'use the same `features` settings for both')
@@ -228,12 +221,5 @@ def start_from(model: torch.nn.Module, # changed in place
     if path is None: return None, None
     source = load_model(path, next(model.parameters()).device)
     if problem := misfit(source, config, corpus) or _other_model(source, model): raise CheckpointError(f'{path}: {problem}')
-    weights, fresh, shared = source.model.state_dict(), model.state_dict(), len(corpus.tokenizer)
-    if source.tokenizer != corpus.tokenizer:
-        for name in ('head.weight', 'head.bias'):
-            if name not in weights:
-                raise CheckpointError(f'{path}: a model of your own, or one without a `head`, cannot change its tokens')
-            weights[name], shared = _carry_rows(fresh[name], weights[name], corpus.tokenizer, source.tokenizer)
-    model.load_state_dict(weights)
-    return (f'Started from {source.config.run} (weights {source.weights_sha256[:12]}); '
-            f'{shared} of {len(corpus.tokenizer)} tokens known'), source.payload.get('data')
+    model.load_state_dict(source.model.state_dict())
+    return f'Started from {source.config.run} (weights {source.weights_sha256[:12]})', source.payload.get('data')

@@ -23,9 +23,6 @@ from .schedule import scaled_milestones
 # %% ../../nbs/3_train/16_teacher.ipynb #problem
 def _problem(teacher, config, corpus, statistics):
     "Why a model cannot teach this run, and what to do; None where it can"
-    if teacher.tokenizer != corpus.tokenizer:
-        return (f'writes other tokens than this run ({len(teacher.tokenizer)} against {len(corpus.tokenizer)}); '
-                'train it with the same `text` settings')
     if problem := misfit(teacher, config, corpus): return problem
     if statistics and not _alike(teacher.payload['feature_statistics'], statistics):
         return ("normalises features by other statistics than this run's training split gives; "
