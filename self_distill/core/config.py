@@ -56,7 +56,7 @@ def free(default):
 @dataclass(config=SECTION)
 class DataConfig:
     "Which corpus, and which split of it"
-    corpus: str = 'demo'             # demo | an4 | mboshi | manifest (04c_formats), or module:function (04_corpora)
+    corpus: str = 'demo'             # demo | an4 | mboshi | manifest (04c_formats; where a path is given), or module:function
     path: Optional[str] = free(None) # its folder or file, from where the command is given or else from the root
     protocol: str = 'official'       # how it is split: official | folds (an4)
     fold: Index = 0                  # which fold is tested, for protocol folds
@@ -67,6 +67,11 @@ class DataConfig:
     allow_leaks: bool = False        # go on where test data were heard in training; the record says so
     transcribed: Share = 1.0         # share of training transcripts used; the others are hidden
     on_error: Literal['raise', 'skip'] = 'raise'
+
+    @model_validator(mode='after')
+    def _of_path(self):
+        if self.path and self.corpus == 'demo': self.corpus = 'manifest' # the demo has no path
+        return self
 
 # %% ../../nbs/1_core/00a_config.ipynb #text-config
 @dataclass(config=SECTION)

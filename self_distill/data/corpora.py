@@ -252,6 +252,9 @@ def _notes(unused, manifest, wanted):
     marks = manifest[manifest.written != manifest.text].written.str.extract(r'(\[.+?\]|<.+?>)')[0].dropna()
     if len(marks): yield (f'{len(marks)} transcripts hold marks ({first_few(set(marks))}), whose words count as spoken: '
                           'take out what nobody says')
+    for split in ('dev', 'test'):
+        if manifest.speaker[manifest.split == split].nunique() == 1:
+            yield f'{split} has one speaker: its error rates and intervals say nothing of other voices'
     if unused: yield f'columns that are not used: {first_few(unused)}'
     if several := manifest.path[manifest.path.duplicated()].nunique():
         yield (f'{several} recordings stand in several rows, each of them all of it: give start and duration (seconds) '

@@ -54,7 +54,9 @@ def at_edge(table: pd.DataFrame # of `search_beam_settings`
            ) -> list: # of str, such as 'lm_weight 0.05'
     "Which of the chosen language model's weight and word bonus lie at the edge of their grid"
     chosen = choose(table)
-    def edge(k): return table[k].nunique() > 1 and chosen[k] in (table[k].min(), table[k].max())
+    def edge(k): # a plateau that reaches the edge is none
+        ends = table[k].min(), table[k].max()
+        return ends[0] < ends[1] and chosen[k] in ends and not (table.wer[~table[k].isin(ends)] <= chosen['wer']).any()
     return [f'{k} {chosen[k]:g}' for k in ('lm_weight', 'word_bonus') if edge(k)]
 
 # %% ../../nbs/4_decode/21_search.ipynb #panel

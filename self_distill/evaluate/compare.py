@@ -201,6 +201,8 @@ def has_other_teacher(student: Record,
 # %% ../../nbs/5_evaluate/24_compare.ipynb #compare-devices
 def _data_note(systems, split):
     "Notes where runs of one fold have read other sounds or features of a split, or were trained on other data"
+    voices = {u.speaker for s in systems for r in s.records for u in r.utterances[split]}
+    if len(voices) == 1: yield f'{split} has one speaker: intervals and tests say nothing of other voices.'
     found = {(r.fold, r.fingerprint[split]) for s in systems for r in s.records if r.fingerprint}
     if len(found) > len({fold for fold, _ in found}):
         yield f'The {split} sets have the same texts, but not all the same recordings or features.'

@@ -88,8 +88,8 @@ def _entries(members): return [dict(checkpoint=_name(m), weights_sha256=m.weight
 
 def _heard_by_any(members):
     "What `corpora.training_data` says of all members together"
-    first, *others = (m.payload.get('data') for m in members)
-    return functools.reduce(joined_data, others, first) if first else None
+    known = [m.payload['data'] for m in members if m.payload.get('data')]
+    return functools.reduce(joined_data, known) if known else None
 
 # %% ../../nbs/5_evaluate/22_ensemble.ipynb #load-ensemble
 def load_ensemble(checkpoints, # files, at least two, in any order

@@ -208,9 +208,9 @@ def _sentence(test):
     if not test.standard_error: return f'{test.improvement:+.2f} points, the same {same} everywhere ({p}, {verdict})'
     runs = f'{test.runs} runs' if test.runs > 1 else 'one run each: these checkpoints, not their recipes'
     if test.single: runs += ' on one side, one on the other: that checkpoint, not its recipe'
+    unseen = f'; usually found: {test.detectable:.2f} points or {test.detectable_relative:.1f} % relative'
     return (f'{test.improvement:+.2f} points [{test.low:+.2f}, {test.high:+.2f}], {test.relative:+.1f} % relative, '
-            f'{p}: {verdict}; detectable: {test.detectable:.2f} points or {test.detectable_relative:.1f} % relative '
-            f'({test.units} {test.unit}, {runs})')
+            f'{p}: {verdict}{"" if test.significant else unseen} ({test.units} {test.unit}, {runs})')
 
 # %% ../../nbs/5_evaluate/09a_significance.ipynb #one-against-many
 def _names(values): return ', '.join(map(str, sorted(values, key=str)[:5])) or 'none'

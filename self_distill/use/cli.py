@@ -79,7 +79,7 @@ Checkpoints = Annotated[list[str], _option(
 Split = Annotated[str, typer.Option(help='train, dev or test; a reading of test is noted in results/test_ledger.jsonl')]
 Why = Annotated[str, typer.Option(help='the reason for reading the test set, for the ledger')]
 Device = Annotated[str, typer.Option(help='auto, cpu, cuda, cuda:1, mps')]
-Data = _words('where the corpus is, data.path=/my/copy; or another, data.corpus=manifest data.path=/my/calls.csv')
+Data = _words('where the corpus is, data.path=/my/copy; or another, data.path=/my/calls.csv')
 LanguageModel = Annotated[Optional[str], _option('language_model', 'ARPA file  [default: 3-gram of the training text]')]
 Engine = Annotated[str, typer.Option(help='auto, pyctcdecode or ctc-beam-decoder')]
 
@@ -171,7 +171,7 @@ Format = Annotated[str, typer.Option(help='text, tsv, json, srt, vtt or ctm')]
 Folder = Annotated[Optional[str], _option('folder', 'where a file goes for each recording  [default: the screen]')]
 UseBeam = Annotated[bool, _option('beam', "with the n-gram of the model's training text, whose corpus must be here")]
 GivenModel = Annotated[Optional[str], _option('language_model', 'with this ARPA file')]
-Pause = Annotated[float, typer.Option(min=0, help='seconds of quiet at which a recording is cut; 0: windows of 30 s')]
+Pause = Annotated[Optional[float], typer.Option(min=0, help='seconds of quiet at which a recording is cut, and a table; 0: windows of 30 s  [default: 0.3, tables 1]')]
 
 # %% ../../nbs/7_use/29_cli.ipynb #places
 def _places(found, format, folder):
@@ -189,7 +189,7 @@ def _places(found, format, folder):
 @app.command()
 def transcribe(files: Files, checkpoint: Checkpoints, format: Format = 'text', folder: Folder = None,
                beam: UseBeam = False, language_model: GivenModel = None, lm_weight: LMWeight = None,
-               word_bonus: WordBonus = None, beam_width: BeamWidth = None, pause: Pause = 0.3,
+               word_bonus: WordBonus = None, beam_width: BeamWidth = None, pause: Pause = None,
                engine: Engine = 'auto', device: Device = 'auto'):
     "Recordings of any length to text with word times."
     room = _room('use.transcribe')
@@ -204,8 +204,9 @@ def transcribe(files: Files, checkpoint: Checkpoints, format: Format = 'text', f
         raise ValueError(f'{len(found)} recordings: name a --folder for their {format} files')
     paths = _places(found, format, folder) if folder else found
     if not paths: return
-    for n, t in enumerate(room.transcribe_files(paths, loaded, search if beam or language_model else None, pause)):
-        text = room.written(t, format)
+    for n, t in enumerate(room.transcribe_files(paths, loaded, search if beam or language_model else None,
+                                                      0.3 if pause is None else pause)):
+        text = room.written(t, format, pause or 1)
         if folder:
             with atomic_write(paths[Path(t.file)]) as file: file.write(text + '\n')
             text = paths[Path(t.file)]

@@ -145,6 +145,12 @@ def draw_corpus(corpus: Corpus):
     return figure
 
 # %% ../../nbs/7_use/18a_prepare.ipynb #prepare-prepared
+def _by_remedy(found):
+    "The first of all sentences that end with the same remedy, with their number"
+    groups = {}
+    for sentence in found: groups.setdefault(sentence.rpartition('; ')[2], []).append(sentence)
+    return [first + (f' ({len(more)} more like it)' if more else '') for first, *more in groups.values()]
+
 @dataclass
 class Prepared:
     "What was found"
@@ -153,11 +159,12 @@ class Prepared:
     faults: list          # sentences: training would stop at the first
     left_out: list        # sentences: training goes on without them
 
-    def page(self, most=None): # sentences of each list that are shown; None: all
+    def page(self, most=None): # sentences of each list that are shown, one for those of one remedy; None: all
         lines = list(self.lines)
-        for title, found in (('left out', self.left_out), ('faults', self.faults)):
-            lines += [f'{title}: {len(found)}', *(f'  - {s}' for s in found[:most])]
-            if len(found[:most]) < len(found): lines.append(f'  … and {len(found) - most} more')
+        for title, every in (('left out', self.left_out), ('faults', self.faults)):
+            found = _by_remedy(every) if most else every
+            lines += [f'{title}: {len(every)}', *(f'  - {s}' for s in found[:most])]
+            if len(found[:most]) < len(found): lines.append(f'  … and {len(found) - most} more kinds')
         return '\n'.join(lines)
 
 # %% ../../nbs/7_use/18a_prepare.ipynb #prepare-look

@@ -191,13 +191,14 @@ def transcribe_source(source,         # `Recording` or `StoredFeatures`, opened
 # %% ../../nbs/7_use/23a_transcribe.ipynb #phrases
 def phrases(words,                   # of `Word`, in order
             seconds=math.inf,        # from the beginning of the first word to the end of the last
-            lines=math.inf           # of 42 characters
+            lines=math.inf,          # of 42 characters
+            pause=1.0                # seconds between two words
            ): # yields lists of `Word`
-    "Words that belong together: until a pause of a second, or until there are too many"
+    "Words that belong together: until a pause, or until there are too many"
     group = []
     for word in words:
         text = ' '.join(w.word for w in [*group, word])
-        if group and (word.start - group[-1].end > 1 or word.end - group[0].start > seconds
+        if group and (word.start - group[-1].end > pause or word.end - group[0].start > seconds
                       or len(textwrap.wrap(text, 42)) > lines):
             yield group; group = []
         group.append(word)
@@ -222,7 +223,8 @@ def _subtitles(groups, texts, format): # shown for a second at least, where the 
 
 # %% ../../nbs/7_use/23a_transcribe.ipynb #written
 def written(t: Transcript,
-            format: str # one of `FORMATS`
+            format: str, # one of `FORMATS`
+            pause: float = 1.0 # seconds between two phrases of a table
            ) -> str:
     "A transcript as the text of a file"
     if format == 'json':
@@ -231,7 +233,7 @@ def written(t: Transcript,
     if format == 'ctm':
         name = '_'.join(Path(t.file).stem.split())
         return '\n'.join(f'{name} 1 {w.start:.2f} {w.end - w.start:.2f} {w.word} {w.confidence:.3f}' for w in t.words)
-    groups = list(phrases(t.words, *FORMATS[format]))
+    groups = list(phrases(t.words, *FORMATS[format], **dict(pause=pause) if format == 'tsv' else {}))
     texts = [' '.join(w.word for w in g) for g in groups]
     if format == 'text': return '\n'.join(texts)
     if format == 'tsv':
