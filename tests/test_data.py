@@ -252,6 +252,13 @@ def test_what_is_used_and_may_not_be_meant_is_noted(own):
     assert list(corpus.manifest.speaker) == ['unknown u0', 's1', 's2', 'unknown u3']
     assert default_split(pd.DataFrame(dict(id=range(10), speaker=[*'abcdefgh', '', ''])))[-2:] == ['train', 'train']
 
+def test_one_speaker_in_dev_is_noted(own):
+    dev = next(n for n, row in enumerate(own.rows) if 'dev' in row)
+    own.record('u9.wav', np.random.default_rng(10).normal(size=16000))
+    own.rows.append([*own.rows[dev]])
+    own.rows[-1][0] = 'u9.wav'
+    assert any(note.startswith('dev has one speaker') for note in own.load().notes)
+
 def test_rows_of_one_recording_without_times_are_noted(own):
     own.rows.insert(1, [*own.rows[0]])
     own.column('id', list('abcde'))

@@ -253,7 +253,8 @@ def _notes(unused, manifest, wanted):
     if len(marks): yield (f'{len(marks)} transcripts hold marks ({first_few(set(marks))}), whose words count as spoken: '
                           'take out what nobody says')
     for split in ('dev', 'test'):
-        if manifest.speaker[manifest.split == split].nunique() == 1:
+        voices = manifest.speaker[manifest.split == split]
+        if len(voices) > 1 and voices.nunique() == 1 and voices.iloc[0] != UNKNOWN:
             yield f'{split} has one speaker: its error rates and intervals say nothing of other voices'
     if unused: yield f'columns that are not used: {first_few(unused)}'
     if several := manifest.path[manifest.path.duplicated()].nunique():
