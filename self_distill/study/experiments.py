@@ -8,11 +8,12 @@ __all__ = ['TEMPERATURES', 'AGAIN', 'SNAKEFILE', 'softened_entropy', 'shown_utte
            'summary_line', 'run_job', 'select', 'run_plan']
 
 # %% ../../nbs/6_study/26_experiments.ipynb #imports
-import json, os, shutil, signal, subprocess, sys, time
+import json, os, platform, shutil, signal, subprocess, sys, time
 from contextlib import redirect_stdout, suppress
 from datetime import datetime
 from math import nan
 from pathlib import Path
+from threading import Thread
 
 import numpy as np, pandas as pd, psutil
 from filelock import FileLock, Timeout
@@ -235,7 +236,8 @@ def _new_call(path, overrides, runs, left, devices, jobs):
     check_writable(folder)
     after = {name: [teacher] if (teacher := runs[name].teacher) in left else [] for name in left}
     call = dict(root=str(root_path('.')), user=str(user_folder()), python=sys.executable, threads=_threads(jobs), plan=str(config_file(path)),
-                overrides=list(overrides), runs=list(runs), devices=list(devices), jobs=jobs, after=after)
+                overrides=list(overrides), runs=list(runs), devices=list(devices), jobs=jobs, after=after,
+                pid=os.getpid(), node=platform.node())
     (folder/'Snakefile').write_text(SNAKEFILE, encoding='utf-8')
     (folder/'call.json').write_text(json.dumps(call, indent=1), encoding='utf-8')
     return folder
@@ -249,10 +251,16 @@ def _take_device(devices):
             with suppress(Timeout): return device, lock.acquire(timeout=0)
         time.sleep(1)
 
+def _end_with(pid):
+    "End this process, as SIGTERM does, when another one of this machine has ended"
+    while psutil.pid_exists(pid): time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
 def run_job():
     "The job of one run, named by the command line, of the call in the current folder"
     name, call = sys.argv[1], json.loads(Path('call.json').read_text(encoding='utf-8'))
     overrides = call['overrides']
+    if call['node'] == platform.node(): Thread(target=_end_with, args=[call['pid']], daemon=True).start()
     if call['devices']:
         device, lock = _take_device(call['devices'])
         overrides = [*overrides, f'device={device}']
